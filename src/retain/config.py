@@ -1,0 +1,339 @@
+"""The configuration: one YAML file, every key checked, every default in one place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from retain import presets
+from retain.config_errors import Problem, problem_report, problems_of
+from retain.config_yaml import Lines, apply_override, dump_yaml, read_yaml
+from retain.types import InputError
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Steps = Annotated[
+    Count | Share,
+    Field(description="a whole number of steps of at least 1, or a share of the stage above 0 and below 1"),
+]
+Strategy = Annotated[
+    str | list[Any] | dict[str, Any],
+    Field(description="a name, names joined by +, a list of these, or a mapping with a name and options"),
+]
+Modules = Annotated[
+    Annotated[list[Text], Field(min_length=1)] | Text,
+    Field(description="a list of names, or one pattern"),
+]
+
+TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+RESERVED_NAMES = ("base", "joint")
+BUILTIN = "builtin:"
+
+
+class Section(BaseModel):
+    """Strict: no unknown key, no true for 1, no "5" for 5, nothing infinite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class MemoryModel(Section):
+    """Parameters of the memory model (MSSR Table 9 and 10). A simulation trace sets these."""
+
+    alpha: NonNegative = 0.01
+    gamma_d: NonNegative = 0.20
+    phi: Literal["sigmoid", "identity", "power", "log"] = "sigmoid"
+    phi_k: Positive = 10.0
+    phi_c: float = 0.5
+    phi_power: Positive = 2.0
+    phi_kappa: Positive = 9.0
+    ema_beta: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    quantile_low: Probability = 0.05
+    quantile_high: Annotated[Probability, Field(validate_default=True)] = 0.95
+    eta_s: NonNegative = 0.05
+    beta_s: NonNegative = 0.5
+    rho: NonNegative = 0.01
+    gamma_s: NonNegative = 1.0
+    s_min: Positive = 1.0
+    s_max: Annotated[Positive, Field(validate_default=True)] = 10.0
+    sigma_s: NonNegative = 0.0
+    theta: Share = 0.5
+    time_unit: Literal["auto", "interval"] | Positive = "auto"
+    priority: Literal["retention", "risk", "gain", "confidence", "uniform"] = "retention"
+    zeta: NonNegative = 1.0
+    beta_m: NonNegative = 1.0
+    rho_m: NonNegative = 0.01
+
+    @field_validator("quantile_high")
+    @classmethod
+    def _quantiles_in_order(cls, high: float, info: ValidationInfo) -> float:
+        low = info.data.get("quantile_low", 0.0)
+        if low >= high:
+            raise ValueError(f"{high:g} is not above quantile_low ({low:g})")
+        return high
+
+    @field_validator("s_max")
+    @classmethod
+    def _stabilities_in_order(cls, s_max: float, info: ValidationInfo) -> float:
+        s_min = info.data.get("s_min", 0.0)
+        if s_min > s_max:
+            raise ValueError(f"{s_max:g} is below s_min ({s_min:g})")
+        return s_max
+
+
+class MemoryConfig(MemoryModel):
+    """The memory model inside a run."""
+
+    refresh_every: Steps = 0.025
+    staleness_cap: Positive = 10.0
+
+
+class ScheduleConfig(Section):
+    """When and how much to replay (MSSR Eq. 8, 9, 26, 29; Table 10)."""
+
+    kind: Literal["expanding", "fixed", "geometric", "explicit", "every", "threshold"] = "expanding"
+    first_interval: Steps = 0.05
+    explicit: Annotated[list[Positive], Field(min_length=1, description="a list of numbers above 0")] = [
+        1,
+        2,
+        4,
+        7,
+        15,
+    ]
+    eta_p: NonNegative = 0.5
+    rho_p: NonNegative = 0.05
+    lambda_0: Annotated[float, Field(ge=0, le=0.9)] = 0.3
+    lambda_min: Annotated[float, Field(ge=0, le=0.9)] = 0.05
+    beta_r: NonNegative = 1.0e-5
+    ratio_form: Literal["interpolated", "additive", "constant"] = "interpolated"
+    volume: Literal["proportional", "batch", "epoch"] = "proportional"
+    max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    clock: Literal["stage", "global"] = "stage"
+    replay_weight: NonNegative = 1.0
+
+
+class TaskConfig(Section):
+    """One task: files (or Hub names, or `builtin:NAME`) and how to read them."""
+
+    name: str
+    train: Text | None = None
+    validation: Text | None = None
+    test: Text | None = None
+    description: str = ""
+    max_train: Count | None = None
+    max_validation: Count | None = None
+    max_test: Count | None = None
+    metric: str | None = None
+    template: Text | None = None
+    on_invalid: Literal["error", "skip"] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        if not TASK_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a task name (allowed: 1 to 64 letters, digits, _ and -)")
+        if name.lower() in RESERVED_NAMES:
+            raise ValueError(f"{name!r} is taken: the run directory uses it; choose another name")
+        return name
+
+
+class BufferConfig(Section):
+    """The bounded store of replayable samples (MSSR Table 12)."""
+
+    capacity: Count = 1024
+    admission: Literal["balanced", "reservoir", "fifo"] = "balanced"
+    seed: TaskConfig | None = None
+
+
+class ModelConfig(Section):
+    """The model to fine-tune: an alias, a local path or a Hub name."""
+
+    name: Text = "smollm2-135m"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    trust_remote_code: bool = False
+    revision: Text | None = None
+
+
+class TrainingConfig(Section):
+    """Optimization, the same under every strategy (MSSR Table 11)."""
+
+    epochs: Count = 1
+    batch_size: Count = 8
+    micro_batch_size: Count | None = None
+    max_steps: Count | None = None
+    patience: Count | None = None
+    learning_rate: Positive = 2.0e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: Positive | None = 1.0
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides_batch_size(cls, micro: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("batch_size")
+        if micro and batch and batch % micro:
+            raise ValueError(f"{micro} does not divide batch_size ({batch})")
+        return micro
+
+
+class LoraConfig(Section):
+    """Low-rank adapters through PEFT (MSSR Table 11)."""
+
+    r: Count = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Modules = ["q_proj", "v_proj"]
+
+
+class EvaluationConfig(Section):
+    """What is measured, and when."""
+
+    batch_size: Count = 32
+    after: Literal["stage"] | Count = "stage"
+    max_new_tokens: Count | None = None
+    save_predictions: bool = True
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    tasks: Annotated[list[TaskConfig], Field(description="a list of names of built-in tasks and of tasks")]
+    strategy: Strategy = "mssr"
+    schedule: ScheduleConfig = ScheduleConfig()
+    memory: MemoryConfig = MemoryConfig()
+    buffer: BufferConfig = BufferConfig()
+    training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    template: Text = "{instruction}\n{input}\nAnswer:\n"
+    on_invalid: Literal["error", "skip"] = "error"
+    seed: Seed = 42
+    data_seed: Seed = 42
+    output: Text = "runs/my-run"
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def validate(model: type[SectionType], values: dict[str, Any], source: str) -> SectionType:
+    """`values` as a section; every wrong field in one InputError that starts with `source`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise problem_report(problems_of(error, model, values), source, {}) from None
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None, *, need_tasks: bool = True) -> Config:
+    """Read a YAML file, lay `key=value` overrides over it and the strategy's defaults under it."""
+    values, lines = read_yaml(path)
+    values = _spell_out(values)
+    for override in overrides or []:
+        apply_override(values, lines, override)
+        values = _spell_out(values)
+    return make_config(values, str(path), lines, need_tasks=need_tasks)
+
+
+def make_config(
+    values: dict[str, Any], source: str, lines: Lines | None = None, *, need_tasks: bool = True
+) -> Config:
+    """A checked Config from plain values (as YAML gives them); all problems in one InputError."""
+    values = _spell_out(values)
+    problems: list[Problem] = []
+    try:
+        values = presets.resolve(values)
+    except InputError as error:
+        problems.append((("strategy",), str(error).removeprefix("strategy: ")))
+    problems += _task_problems(values, need_tasks)
+    try:
+        config = Config.model_validate({"tasks": [], **values})
+    except ValidationError as error:
+        problems += problems_of(error, Config, values)
+    if problems:
+        raise problem_report(problems, source, lines or {})
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, every key; `load_config` reads it back equal."""
+    return dump_yaml(config.model_dump())
+
+
+def diff_config(old: Config, new: Config) -> list[str]:
+    """`training.epochs: 1 -> 2` for each key that differs, but for `output`."""
+    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
+    keys = [key for key in {**before, **after} if key != "output"]
+    return [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
+    """Short forms in full: `model: x`, `tasks: [reviews]`, `buffer: {seed: file}`, `memory:` and no more."""
+    sections = [name for name, field in Config.model_fields.items() if isinstance(field.default, Section)]
+    values = {name: value for name, value in values.items() if value is not None or name not in sections}
+    if isinstance(values.get("model"), str):
+        values["model"] = {"name": values["model"]}
+    if isinstance(values.get("tasks"), list):
+        values["tasks"] = [_spell_task(task) for task in values["tasks"]]
+    buffer = values.get("buffer")
+    if isinstance(buffer, dict) and isinstance(buffer.get("seed"), str):
+        values["buffer"] = {**buffer, "seed": {"name": "seed", "train": buffer["seed"]}}
+    elif isinstance(buffer, dict) and isinstance(buffer.get("seed"), dict):
+        values["buffer"] = {**buffer, "seed": {"name": "seed", **_spell_task(buffer["seed"])}}
+    return values
+
+
+def _spell_task(task: Any) -> Any:
+    """`reviews` and `{builtin: reviews, ...}` as a task whose splits are the built-in ones."""
+    if isinstance(task, str) and TASK_NAME.fullmatch(task.removeprefix(BUILTIN)):
+        task = {"builtin": task.removeprefix(BUILTIN)}
+    if not isinstance(task, dict) or not isinstance(task.get("builtin"), str):
+        return task
+    name = task["builtin"]
+    splits = dict.fromkeys(("train", "validation", "test"), f"{BUILTIN}{name}")
+    return {"name": name, **splits, **{key: value for key, value in task.items() if key != "builtin"}}
+
+
+def _task_problems(values: dict[str, Any], need_tasks: bool) -> list[Problem]:
+    """What is wrong with the list of tasks as a whole."""
+    tasks = values.get("tasks")
+    if not tasks and need_tasks:
+        return [
+            (("tasks",), "missing or empty; name at least one task, such as `tasks: [product_sentiment]`")
+        ]
+    if not isinstance(tasks, list):
+        return []
+    problems: list[Problem] = []
+    seed = values.get("buffer", {}).get("seed") if isinstance(values.get("buffer"), dict) else None
+    seen = {str(seed["name"]).lower(): "buffer.seed"} if isinstance(seed, dict) and "name" in seed else {}
+    for index, task in enumerate(tasks):
+        name = str(task.get("name", "")).lower() if isinstance(task, dict) else ""
+        if name in seen:
+            problems.append((("tasks", index, "name"), f"{task['name']!r} is the name of {seen[name]} too"))
+        elif name:
+            seen[name] = f"tasks.{index}"
+    if need_tasks and not any(isinstance(task, dict) and task.get("train") for task in tasks):
+        problems.append((("tasks",), "no task has `train`, so there is nothing to learn"))
+    return problems
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, list) and any(isinstance(item, dict) for item in values):
+        values = {item.get("name", index): item for index, item in enumerate(values)}
+    if not isinstance(values, dict):
+        return {prefix: values}
+    parts = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
+    return {key: value for part in parts for key, value in part.items()}

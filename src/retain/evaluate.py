@@ -1,0 +1,169 @@
+"""Score a model on a task: generated answers, likelihood of the choices, held-out loss.
+
+One forward pass over prefix-tree rows gives the loss of the right answer and the likelihood of every
+choice. The same pass drafts the greedy answer: where the model's own most likely token continues one
+of the answers in the tree, the next most likely token is known already. Only answers that leave the
+tree are generated token by token, from where they left it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from retain.batching import Encoded
+from retain.config import EvaluationConfig
+from retain.generation import greedy, until_stop
+from retain.losses import label_logits, make_rows, token_losses
+from retain.metrics import METRICS
+from retain.model import LanguageModel
+from retain.types import Sample, Task
+
+
+@dataclass(slots=True)
+class TaskScores:
+    """Mean scores of one task. The likelihood scores are None where a task has no choices."""
+
+    generated: float
+    likelihood: float | None
+    likelihood_summed: float | None
+    nll: float
+    metric: str
+    n: int
+    seconds: float = 0.0
+    eval_tokens: int = 0
+    generated_tokens: int = 0
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One possible answer to one test sample, with what the model thinks of it."""
+
+    sample: int
+    targets: list[int]
+    losses: np.ndarray
+    best: list[int]
+
+
+def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tuple[TaskScores, list[dict]]:
+    """Scores on `task.test` and one prediction record a sample."""
+    started = time.perf_counter()
+    limit = config.max_new_tokens or _longest_answer(lm, task.test)
+    records, tokens, written = [], 0, 0
+    batches = range(0, len(task.test), config.batch_size)
+    lm.model.eval()
+    for first in tqdm(batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None):
+        chunk = task.test[first : first + config.batch_size]
+        candidates, seen = _candidates(lm, chunk)
+        answers, extra = _answers(lm, chunk, candidates, limit)
+        records += [
+            _record(task, sample, answer, candidates[i]) for i, (sample, answer) in enumerate(zip(chunk, answers, strict=True))
+        ]
+        tokens, written = tokens + seen, written + extra
+    scores = TaskScores(
+        generated=_mean(records, "score"),
+        likelihood=_mean(records, "likelihood"),
+        likelihood_summed=_mean(records, "likelihood_summed"),
+        nll=_mean(records, "nll"),
+        metric=task.metric,
+        n=len(records),
+        seconds=time.perf_counter() - started,
+        eval_tokens=tokens,
+        generated_tokens=written,
+    )
+    return scores, records
+
+
+def _longest_answer(lm: LanguageModel, samples: Sequence[Sample]) -> int:
+    texts = [text for sample in samples for text in (sample.answer, *sample.accepted, *sample.choices)]
+    return 1 + max(len(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
+
+
+def _candidates(lm: LanguageModel, samples: Sequence[Sample]) -> tuple[list[list[Candidate]], int]:
+    """Every choice (or else the answer) of every sample, scored in one pass; and the tokens it took."""
+    sequences: list[Encoded] = []
+    owners: list[int] = []
+    for i, sample in enumerate(samples):
+        prompt = lm.prompt_ids(sample)
+        for text in sample.choices or (sample.answer,):
+            sequences.append(lm.sequence(prompt, text))
+            owners.append(i)
+    losses: dict[int, list[float]] = defaultdict(list)
+    best: dict[int, list[int]] = defaultdict(list)
+    tokens = 0
+    with torch.no_grad():
+        for row in make_rows(lm, sequences):
+            logits = label_logits(lm, row)
+            found = zip(row.owners.tolist(), token_losses(logits, row).tolist(), logits.argmax(-1).tolist(), strict=True)
+            for owner, loss, token in found:
+                losses[row.members[owner]].append(loss)
+                best[row.members[owner]].append(token)
+            tokens += row.tokens
+    grouped: list[list[Candidate]] = [[] for _ in samples]
+    for k, (sequence, owner) in enumerate(zip(sequences, owners, strict=True)):
+        targets = [t for t, label in zip(sequence.ids, sequence.labels, strict=True) if label]
+        grouped[owner].append(Candidate(owner, targets, np.asarray(losses[k]), best[k]))
+    return grouped, tokens
+
+
+def draft(candidates: Sequence[Candidate], stop_ids: Sequence[int], limit: int) -> tuple[list[int], bool]:
+    """The greedy answer as far as the scored candidates tell it, and whether that is all of it."""
+    prefix: list[int] = []
+    while len(prefix) < limit:
+        known = next((c for c in candidates if len(c.best) > len(prefix) and c.targets[: len(prefix)] == prefix), None)
+        if known is None:
+            return prefix, False
+        token = known.best[len(prefix)]
+        if token in stop_ids:
+            return prefix, True
+        prefix.append(token)
+    return prefix, True
+
+
+def _answers(
+    lm: LanguageModel, samples: Sequence[Sample], candidates: Sequence[list[Candidate]], limit: int
+) -> tuple[list[str], int]:
+    """The greedily generated answer of each sample, and how many tokens had to be generated one by one."""
+    drafts = [draft(c, lm.stop_ids, limit) for c in candidates]
+    answers = [ids for ids, _ in drafts]
+    open_ = [i for i, (_, complete) in enumerate(drafts) if not complete]
+    written = 0
+    if open_:
+        prompts = [lm.prompt_ids(samples[i])[: lm.max_length - limit] + answers[i] for i in open_]
+        longest = limit - min(len(answers[i]) for i in open_)
+        for i, more in zip(open_, greedy(lm, prompts, longest), strict=True):
+            written += len(more)
+            answers[i] = until_stop(answers[i] + more, lm.stop_ids)[:limit]
+    return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers], written
+
+
+def _record(task: Task, sample: Sample, prediction: str, candidates: Sequence[Candidate]) -> dict:
+    record = {
+        "task": task.name,
+        "id": sample.id,
+        "prediction": prediction,
+        "answer": sample.answer,
+        "score": METRICS[task.metric](prediction, sample.accepted),
+    }
+    texts = sample.choices or (sample.answer,)
+    right = texts.index(sample.answer)
+    record["nll"] = float(candidates[right].losses.mean())
+    if sample.choices:
+        by_mean = int(np.argmin([c.losses.mean() for c in candidates]))
+        by_sum = int(np.argmin([c.losses.sum() for c in candidates]))
+        record |= {"choice": texts[by_mean], "likelihood": float(by_mean == right), "likelihood_summed": float(by_sum == right)}
+    return record
+
+
+def _mean(records: Sequence[dict], key: str) -> float | None:
+    values = [r[key] for r in records if key in r]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,1 @@
+"""The memory model: how strongly each sample is remembered, and which to replay."""

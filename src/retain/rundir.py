@@ -1,0 +1,161 @@
+"""A run's directory: its journal, its stages on disk, and the results read back from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from retain.config import Config, diff_config, dump_config, load_config
+from retain.matrix import summarize
+from retain.presets import preset_of
+from retain.types import InputError
+
+SCORES = ("generated", "likelihood", "likelihood_summed", "nll")
+COSTS = (
+    "train_tokens",
+    "replayed_samples",
+    "replayed_tokens",
+    "probe_tokens",
+    "eval_tokens",
+    "generated_tokens",
+    "train_seconds",
+    "eval_seconds",
+    "seconds",
+)
+
+
+class RunDir:
+    """The files of one run. Row 0 is the untouched model, row k the model after stage k."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stages = path / "stages"
+
+    def claim(self, config: Config) -> Config:
+        """Make the directory this run's, or check that it already is; returns the config that holds.
+
+        Tasks may be appended to a run that exists; everything else must be the same.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
+        if self.config_file.exists():
+            self._check_same(load_config(self.config_file), config)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
+        self.stages.mkdir(parents=True, exist_ok=True)
+        for leftover in self.stages.glob(".*"):
+            shutil.rmtree(leftover)
+        write_text(self.config_file, dump_config(config))
+        return config
+
+    def _check_same(self, old: Config, new: Config) -> None:
+        kept = new.model_copy(update={"tasks": new.tasks[: len(old.tasks)], "output": old.output})
+        changes = diff_config(old, kept)
+        if changes:
+            raise InputError(
+                f"output: {self.path} holds another run; what differs: {'; '.join(changes)}. "
+                "Choose another directory with --out, or restore these values to resume"
+            )
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def buffer(self) -> Path:
+        return self.path / "buffer"
+
+    def rows(self) -> list[Path]:
+        """Folders of the finished rows, in order: 00-base, 01-first-task, ..."""
+        found = sorted(p for p in self.stages.glob("[0-9]*-*") if (p / "scores.json").is_file())
+        return [p for k, p in enumerate(found) if p.name.startswith(f"{k:02d}-")]
+
+    @contextmanager
+    def finish_row(self, row: int, name: str) -> Iterator[Path]:
+        """A scratch folder that becomes the row's folder, and its buffer the run's, at the end or not at all."""
+        scratch = self.stages / f".{row:02d}-{name}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        yield scratch
+        os.replace(scratch, self.stages / f"{row:02d}-{name}")
+        self.settle_buffer()
+
+    def settle_buffer(self) -> None:
+        """Move the newest row's buffer to its place; a crash between the two moves is mended here."""
+        rows = self.rows()
+        fresh = rows[-1] / "buffer" if rows else None
+        if fresh and fresh.is_dir():
+            shutil.rmtree(self.buffer, ignore_errors=True)
+            os.replace(fresh, self.buffer)
+
+    def log(self, kind: str, **fields: Any) -> None:
+        """Append one line to the journal."""
+        line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        with open(self.path / "journal.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def scores(self, row: Path) -> dict[str, Any]:
+        """The scores.json of one row."""
+        try:
+            return json.loads((row / "scores.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
+
+    def collect(self, config: Config, tasks: list[dict[str, Any]], peak_memory_bytes: int, versions: dict) -> dict:
+        """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
+        rows = [self.scores(row) for row in self.rows()]
+        joint = preset_of(config.strategy).joint
+        trained = [t["name"] for t in tasks if t["stage"]]
+        others = [t["name"] for t in tasks if not t["stage"]]
+        matrices = {kind: _matrix(rows, trained, kind) for kind in SCORES}
+        guards = {kind: _matrix(rows, others, kind) for kind in SCORES}
+        stages = 1 if joint else len(trained)
+        by_matrix = {kind: summarize(matrices[kind], joint) for kind in SCORES} if trained and rows else {}
+        costs = {key: sum(row["costs"].get(key, 0) for row in rows) for key in COSTS}
+        final = [value for value in matrices["nll"][-1] if value is not None] if rows else []
+        return {
+            "tasks": trained,
+            "matrix": matrices["generated"],
+            "matrices": matrices,
+            "metrics": by_matrix.get("generated", {}) | {"NLL": sum(final) / len(final) if final else None},
+            "metrics_by_matrix": by_matrix,
+            "evaluation_only": {"tasks": others, "matrices": guards, "change": _change(guards["generated"], others)},
+            "task_metrics": {t["name"]: t["metric"] for t in tasks},
+            "costs": costs | {"peak_memory_bytes": peak_memory_bytes},
+            "strategy": config.strategy,
+            "joint": joint,
+            "seed": config.seed,
+            "versions": versions,
+            "finished": len(rows) == stages + 1,
+            "truncated": sum(row.get("truncated", 0) for row in rows),
+            "skipped": {t["name"]: t["skipped"] for t in tasks},
+        }
+
+
+def _matrix(rows: list[dict], tasks: list[str], kind: str) -> list[list[float | None]]:
+    return [[row["scores"].get(task, {}).get(kind) for task in tasks] for row in rows]
+
+
+def _change(matrix: list[list[float | None]], tasks: list[str]) -> dict[str, float | None]:
+    pairs = zip(tasks, matrix[0], matrix[-1], strict=True) if matrix else []
+    return {task: None if None in (first, last) else last - first for task, first, last in pairs}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,328 @@
+"""The replay plan of a run, and the replayer that carries it out.
+
+A plan is known before any model is loaded: steps, events, amounts and the memory's unit of time. Only a
+`threshold` schedule decides its events while it trains; its plan is a rehearsal with the real memory model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retain import schedules
+from retain.buffer import Buffer
+from retain.config import Config, ScheduleConfig, TrainingConfig
+from retain.memory.state import MemoryState
+from retain.presets import preset_of
+from retain.types import InputError, Sample
+
+
+class Event(NamedTuple):
+    """Replay at a stage's local `step` (from 1): λ there, and the samples it brings after the cap."""
+
+    step: int
+    ratio: float
+    replayed: int
+    projected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: its steps, its replay, and the memory's unit of time (None without a buffer)."""
+
+    task: str
+    steps: int
+    new_per_step: np.ndarray  # (steps,) int64
+    time_unit: float | None
+    events: list[Event] = field(default_factory=list)
+    buffer_size: int = 0  # samples in the buffer at the stage's start
+    epoch_steps: int = 1
+    interval: float = 1.0  # D_1 in steps
+
+
+def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
+    """New samples at each optimizer step (steps,): full batches, then each epoch's partial last one.
+
+    `max_steps` cuts or repeats the sequence of epochs.
+    """
+    epoch = _epoch(samples, training.batch_size)
+    return np.resize(epoch, training.max_steps or training.epochs * len(epoch))
+
+
+def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 0) -> list[StagePlan]:
+    """The plan of every stage from (task, training samples) each; the buffer starts with `seed_samples`."""
+    preset = preset_of(config.strategy)
+    if preset.joint:
+        stages = [("joint", sum(samples for _, samples in stages))]
+    plans = [_stage(config, task, samples) for task, samples in stages]
+    if not preset.replay:
+        return plans
+    stored = accumulate((samples for _, samples in stages), initial=seed_samples)
+    plans = [
+        replace(plan, buffer_size=min(config.buffer.capacity, count))
+        for plan, count in zip(plans, stored, strict=False)
+    ]
+    if config.schedule.clock == "global":
+        plans = [replace(plan, interval=plans[_first_buffered(plans)].interval) for plan in plans]
+    starts = accumulate((plan.steps for plan in plans), initial=0)
+    fired = _event_steps(config.schedule, plans)
+    plans = [
+        _with_replay(config, plan, start, steps)
+        for plan, start, steps in zip(plans, starts, fired, strict=False)
+    ]
+    if schedules.decided_online(config.schedule):
+        plans = _rehearse(config, plans, stages, seed_samples)
+    return plans
+
+
+def plan_to_dict(
+    plans: list[StagePlan], tokens_per_sample: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The JSON of `retain plan --json`; tokens where `tokens_per_sample` has every task's mean."""
+    totals: dict[str, Any] = {
+        "steps": sum(plan.steps for plan in plans),
+        "new_samples": sum(int(plan.new_per_step.sum()) for plan in plans),
+        "events": sum(len(plan.events) for plan in plans),
+        "replayed": sum(event.replayed for plan in plans for event in plan.events),
+    }
+    if tokens_per_sample and all(plan.task in tokens_per_sample for plan in plans):
+        totals |= _tokens(plans, tokens_per_sample)
+    stages = [
+        {
+            "task": plan.task,
+            "steps": plan.steps,
+            "time_unit": plan.time_unit,
+            "events": [_event_to_dict(event) for event in plan.events],
+        }
+        for plan in plans
+    ]
+    return {"stages": stages, "totals": totals}
+
+
+class Replayer:
+    """Hands out the ids to mix into each step of one stage; call `draw` once a step, in order.
+
+    What it does is a function of the seed, the step and the memory's state. `last_event` is the global step
+    of the run's last event so far, which only a `threshold` on the global clock asks for.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        config: Config,
+        stage: int,
+        first_step: int,
+        memory: MemoryState,
+        confidences: Mapping[str, float] | None = None,
+        last_event: int | None = None,
+    ) -> None:
+        self.events: list[Event] = []
+        self.drawn: list[list[str]] = []  # the ids of each event
+        self.last_event = last_event if config.schedule.clock == "global" else None
+        self._plan, self._schedule, self._stage, self._first_step = plan, config.schedule, stage, first_step
+        self._memory, self._confidences = memory, confidences
+        self._online = schedules.decided_online(config.schedule) and plan.buffer_size > 0
+        self._planned = {} if self._online else {event.step: event for event in plan.events}
+        self._cap = schedules.step_cap(config.training.batch_size, config.schedule.max_mix)
+        self._theta = config.memory.theta
+        self._stale_after = config.memory.staleness_cap * plan.epoch_steps
+        self._queue: deque[str] = deque()
+        self._later: dict[int, list[str]] = {}  # ids of an epoch's event by the step they fall due at
+        self._exact = 0.0  # replay the new samples called for so far, not rounded
+        self._answered = 0  # local step of the last event: new samples up to it are answered
+
+    @property
+    def pending(self) -> int:
+        """Samples drawn and not yet handed out."""
+        return len(self._queue) + sum(map(len, self._later.values()))
+
+    def draw(self, step: int) -> list[str]:
+        """The ids to mix into local `step` (from 1), drawn from memory at global step `first_step + step`."""
+        event = self._decide(step) if self._online else self._planned.get(step)
+        if event is not None:
+            self._fire(event)
+        self._queue.extend(self._later.pop(step, []))
+        return [self._queue.popleft() for _ in range(min(self._cap, len(self._queue)))]
+
+    def _decide(self, step: int) -> Event | None:
+        """The `threshold` event of this step: one if the buffer's mean strength is below θ (Eq. 22)."""
+        now = self._first_step + step
+        if self.last_event is not None and now - self.last_event < self._plan.interval:
+            return None
+        strengths = self._memory.log_strengths(now)
+        if not len(strengths) or not schedules.below_threshold(strengths, self._theta):
+            return None
+        ratio = schedules.ratio(now, self._schedule)
+        since = step - 1 if self._schedule.volume == "batch" else self._answered
+        before, self._answered = self._exact, step
+        self._exact += schedules.replay_for(int(self._plan.new_per_step[since:step].sum()), ratio)
+        amount = schedules.round_amount(self._exact) - schedules.round_amount(before)
+        room = self._cap * (self._plan.steps - step + 1) - len(self._queue)
+        return Event(step, ratio, min(amount, room))
+
+    def _fire(self, event: Event) -> None:
+        """Draw the event's samples and set down at which step each falls due."""
+        self.events.append(event)
+        self.last_event = self._first_step + event.step
+        ids = self._memory.draw(
+            event.replayed,
+            self.last_event,
+            stage=self._stage,
+            event=len(self.events),
+            stale_after=self._stale_after,
+            confidences=self._confidences,
+        )
+        self.drawn.append(ids)
+        for step, amount in _due(self._schedule.volume, self._plan, event.step, event.replayed):
+            self._later[step], ids = ids[:amount], ids[amount:]
+
+
+def _epoch(samples: int, batch_size: int) -> np.ndarray:
+    if samples < 1:
+        raise InputError(f"a stage has {samples} training samples; it needs at least 1")
+    full, rest = divmod(samples, batch_size)
+    return np.array([batch_size] * full + [rest] * bool(rest), dtype=np.int64)
+
+
+def _stage(config: Config, task: str, samples: int) -> StagePlan:
+    """A stage that replays nothing."""
+    new = stage_steps(samples, config.training)
+    epoch_steps = len(_epoch(samples, config.training.batch_size))
+    interval = schedules.first_interval(config.schedule.first_interval, len(new))
+    return StagePlan(task, len(new), new, None, epoch_steps=epoch_steps, interval=interval)
+
+
+def _first_buffered(plans: list[StagePlan]) -> int:
+    """The index of the first stage that has a buffer, which starts the global clock; 0 where none has."""
+    return next((index for index, plan in enumerate(plans) if plan.buffer_size), 0)
+
+
+def _event_steps(schedule: ScheduleConfig, plans: list[StagePlan]) -> list[list[int]]:
+    """The local steps at which each stage fires; a `threshold` stands as if every step replayed its share."""
+    if schedules.decided_online(schedule):
+        schedule = schedule.model_copy(update={"kind": "every"})
+    if schedule.volume == "epoch":
+        fired = [list(range(1, plan.steps + 1, plan.epoch_steps)) for plan in plans]
+    elif schedule.clock == "stage":
+        fired = [schedules.event_steps(schedule, plan.interval, plan.steps) for plan in plans]
+    else:
+        fired = _global_event_steps(schedule, plans)
+    return [steps if plan.buffer_size else [] for steps, plan in zip(fired, plans, strict=True)]
+
+
+def _global_event_steps(schedule: ScheduleConfig, plans: list[StagePlan]) -> list[list[int]]:
+    """Events of one clock that starts with the first buffered stage, as local steps of their stages."""
+    first = _first_buffered(plans)
+    ends = np.cumsum([plan.steps for plan in plans[first:]])
+    steps = np.array(schedules.event_steps(schedule, plans[first].interval, int(ends[-1])), dtype=np.int64)
+    parts = np.split(steps, np.searchsorted(steps, ends[:-1], side="right"))
+    return [[] for _ in range(first)] + [
+        (part - start).tolist() for part, start in zip(parts, [0, *ends[:-1].tolist()], strict=True)
+    ]
+
+
+def _with_replay(config: Config, plan: StagePlan, first_step: int, fired: list[int]) -> StagePlan:
+    """The plan with its events and the unit of time they call for."""
+    if not plan.buffer_size:
+        return plan
+    events = _events(config, plan, first_step, fired)
+    unit = config.memory.time_unit
+    if unit == "auto":
+        replayed = sum(event.replayed for event in events)
+        wait = schedules.expected_wait(plan.buffer_size, plan.steps, replayed)
+        unit = schedules.time_unit(wait, config.memory)
+    elif unit == "interval":
+        unit = schedules.time_unit(plan.interval, config.memory)
+    return replace(plan, time_unit=float(unit), events=events)
+
+
+def _events(config: Config, plan: StagePlan, first_step: int, fired: list[int]) -> list[Event]:
+    """An event for each local step in `fired`, its amount rounded cumulatively and capped."""
+    schedule = config.schedule
+    seen = np.concatenate([[0], np.cumsum(plan.new_per_step)])  # new samples up to each step
+    ratios = [schedules.ratio(first_step + step, schedule) for step in fired]
+    exact = [
+        schedules.replay_for(int(seen[last] - seen[first]), ratio)
+        for (first, last), ratio in zip(_answers_for(schedule.volume, plan, fired), ratios, strict=True)
+    ]
+    amounts = schedules.rounded_amounts(exact)
+    due = [_due(schedule.volume, plan, step, amount) for step, amount in zip(fired, amounts, strict=True)]
+    cap = schedules.step_cap(config.training.batch_size, schedule.max_mix)
+    carried = iter(schedules.carry((part for parts in due for part in parts), plan.steps, cap))
+    replayed = [sum(next(carried) for _ in parts) for parts in due]
+    return [Event(*event) for event in zip(fired, ratios, replayed, strict=True)]
+
+
+def _answers_for(volume: str, plan: StagePlan, fired: list[int]) -> list[tuple[int, int]]:
+    """The span (first, last] of local steps whose new samples each event answers for."""
+    if volume == "epoch":
+        return [(step - 1, min(step - 1 + plan.epoch_steps, plan.steps)) for step in fired]
+    if volume == "batch":
+        return [(step - 1, step) for step in fired]
+    return list(zip([0, *fired], fired, strict=False))
+
+
+def _due(volume: str, plan: StagePlan, step: int, amount: int) -> list[tuple[int, int]]:
+    """(step, samples) as an event's `amount` falls due: at once, or over the steps of its epoch."""
+    if volume != "epoch":
+        return [(step, amount)]
+    steps = min(plan.epoch_steps, plan.steps - step + 1)
+    return list(enumerate(schedules.due_amounts(amount, steps), start=step))
+
+
+def _rehearse(
+    config: Config, plans: list[StagePlan], stages: list[tuple[str, int]], seed_samples: int
+) -> list[StagePlan]:
+    """The events of a `threshold` schedule where every sample stays at l̂ = ½, marked as projected.
+
+    The real replayer, memory and buffer run through the stages; a constant loss keeps l̂ at ½.
+    """
+    buffer = Buffer(config.buffer, config.memory, config.seed)
+    seed = [Sample(f"/{row}", "", "", "") for row in range(seed_samples)]
+    buffer.seed_with(seed)
+    confidences = {sample.id: 1.0 for sample in seed}
+    first_step, last_event, projected = 0, None, []
+    for stage, (plan, (task, samples)) in enumerate(zip(plans, stages, strict=True), start=1):
+        buffer.memory.set_unit(plan.time_unit or 1.0, first_step)
+        replayer = Replayer(plan, config, stage, first_step, buffer.memory, confidences, last_event)
+        for step in range(1, plan.steps + 1):
+            ids = list(dict.fromkeys(replayer.draw(step)))
+            buffer.memory.review(ids, [0.0] * len(ids), first_step + step)
+        projected.append(replace(plan, events=[event._replace(projected=True) for event in replayer.events]))
+        first_step, last_event = first_step + plan.steps, replayer.last_event
+        buffer.memory.refresh(first_step)
+        learned = [Sample(f"{task}/{row}", task, "", "") for row in range(samples)]
+        confidences |= {sample.id: 1.0 for sample in learned}
+        buffer.admit(learned, first_step, {}, stage)
+    return projected
+
+
+def _event_to_dict(event: Event) -> dict[str, Any]:
+    values = event._asdict()
+    if not values.pop("projected"):
+        return values
+    return {**values, "projected": True}
+
+
+def _tokens(plans: list[StagePlan], per_sample: Mapping[str, float]) -> dict[str, int]:
+    """Tokens trained on, estimated from the means: a replayed sample counts as the mean of the past tasks.
+
+    Entries of `per_sample` that name no stage belong to the buffer's seed. Empty where a seed of unknown
+    length is replayed.
+    """
+    stages = {plan.task for plan in plans}
+    past = [mean for task, mean in per_sample.items() if task not in stages]
+    new = again = 0.0
+    for plan in plans:
+        replayed = sum(event.replayed for event in plan.events)
+        if replayed and not past:
+            return {}
+        new += float(plan.new_per_step.sum()) * per_sample[plan.task]
+        again += replayed * float(np.mean(past)) if replayed else 0.0
+        past.append(per_sample[plan.task])
+    return {"tokens": schedules.round_amount(new + again), "replayed_tokens": schedules.round_amount(again)}

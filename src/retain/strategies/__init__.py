@@ -1,0 +1,13 @@
+"""The named strategies: what each does to losses and gradients. When and what is replayed stands in `presets`."""
+
+from retain.strategies.base import Strategy
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "none": Strategy,
+    "fixed": Strategy,
+    "er": Strategy,
+    "mssr-sch": Strategy,
+    "mssr-spl": Strategy,
+    "mssr": Strategy,
+    "joint": Strategy,
+}

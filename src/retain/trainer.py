@@ -1,0 +1,205 @@
+"""The training loop: new samples in a fixed order, replay on top, and what their losses do to the memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from retain.buffer import Buffer
+from retain.config import Config, TrainingConfig
+from retain.losses import label_logits, make_rows, row_losses, token_losses
+from retain.memory.dynamics import ema
+from retain.model import LanguageModel
+from retain.schedules import round_amount
+from retain.scheduler import Replayer, StagePlan
+from retain.strategies.base import Strategy
+from retain.types import Sample, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One task's turn: its number from 1, its plan, and the global step before its first."""
+
+    number: int
+    task: Task
+    plan: StagePlan
+    first_step: int
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a caller may do during a stage: keep a log, look at the memory, evaluate and end the stage."""
+
+    log: Callable[..., None] = lambda kind, **fields: None
+    refreshed: Callable[[int], None] = lambda step: None
+    after_step: Callable[[int], bool] = lambda step: False
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """What a stage cost, and the running loss of each of its own samples."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    train_tokens: int = 0
+    replayed_samples: int = 0
+    replayed_tokens: int = 0
+    train_seconds: float = 0.0
+
+
+def new_batches(samples: Sequence[Sample], plan: StagePlan, seed: int, stage: int) -> Iterator[list[Sample]]:
+    """The new samples of each step: every epoch its own shuffle by (seed, stage, epoch), whatever the strategy."""
+    epoch, order = 0, []
+    for size in plan.new_per_step:
+        if not order:
+            generator = np.random.default_rng([seed, stage, epoch])
+            epoch, order = epoch + 1, generator.permutation(len(samples)).tolist()
+        batch, order = order[:size], order[size:]
+        yield [samples[i] for i in batch]
+
+
+class Optimization:
+    """One stage's optimizer and learning-rate schedule, and the one place where weights change."""
+
+    def __init__(
+        self, lm: LanguageModel, strategy: Strategy, accelerator: Accelerator, config: TrainingConfig, steps: int
+    ) -> None:
+        self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
+        adamw = torch.optim.AdamW(
+            lm.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        )
+        self.optimizer = accelerator.prepare_optimizer(adamw)
+        warmup = round_amount(config.warmup * steps)
+        self.schedule = get_scheduler(config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps)
+
+    def step(self, samples: Sequence[Sample], weights: np.ndarray) -> np.ndarray:
+        """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
+
+        The result does not depend on how the batch is cut into rows or spread over processes.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = range(rank, len(samples), world)
+        sequences = [self.lm.encode(samples[i]) for i in mine]
+        losses = torch.zeros(len(samples), dtype=torch.float64)
+        share = torch.as_tensor(weights / len(samples), device=self.lm.device)
+        self.lm.model.train()
+        for row in make_rows(self.lm, sequences, max_members=self.config.micro_batch_size):
+            members = [mine[i] for i in row.members]
+            with self.accelerator.autocast():
+                logits = label_logits(self.lm, row)
+                base = row_losses(token_losses(logits, row), row)
+                each = self.strategy.losses(self.lm.model, row, base, logits)
+            self.accelerator.backward((each * share[members].to(each.dtype)).sum())
+            losses[members] = base.detach().double().cpu()
+        if world > 1:
+            losses = self.accelerator.reduce(losses.to(self.lm.device), "sum").cpu()
+            for parameter in self.lm.parameters():
+                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        self._update()
+        return losses.numpy()
+
+    def _update(self) -> None:
+        self.strategy.adjust_gradients(self.lm.model)
+        if self.config.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+
+def train_stage(
+    lm: LanguageModel,
+    stage: Stage,
+    strategy: Strategy,
+    buffer: Buffer,
+    replayer: Replayer,
+    accelerator: Accelerator,
+    config: Config,
+    watch: Watch,
+) -> StageRecord:
+    """Train one task with replay on top. The memory learns only from losses that training computes anyway."""
+    task, plan, record = stage.task, stage.plan, StageRecord()
+    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps)
+    refresh_every = refresh_interval(config.memory.refresh_every, plan.steps)
+    strategy.begin_task(lm.model, task)
+    for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
+        now, started = stage.first_step + step, time.perf_counter()
+        # --------------------------------------------------------------------------------------
+        replayed = [buffer.samples[i] for i in replayer.draw(step)]
+        weights = np.array([1.0] * len(new) + [config.schedule.replay_weight] * len(replayed))
+        losses = optimization.step(new + replayed, weights)
+        _check_finite(losses, new + replayed, task.name, step)
+        observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
+        review(buffer, replayed, losses[len(new) :], now)
+        if now % refresh_every == 0:
+            buffer.memory.refresh(now)
+            watch.refreshed(now)
+        # --------------------------------------------------------------------------------------
+        line = _account(record, lm, new, replayed, losses, time.perf_counter() - started)
+        watch.log("step", stage=stage.number, task=task.name, step=step, global_step=now, **line)
+        if watch.after_step(step):
+            break
+    strategy.end_task(lm.model, task)
+    return record
+
+
+def _bar(batches: Iterator[list[Sample]], task: Task, plan: StagePlan) -> tqdm:
+    """A progress bar that shows only on a terminal, and only where the stage takes longer than two seconds."""
+    return tqdm(batches, f"train {task.name}", plan.steps, unit="step", delay=2, leave=False, disable=None)
+
+
+def refresh_interval(refresh_every: int | float, steps: int) -> int:
+    """Steps between refreshes: an integer as it is, a share of the stage's steps rounded, at least 1."""
+    return refresh_every if isinstance(refresh_every, int) else max(1, round_amount(refresh_every * steps))
+
+
+def observe(running: dict[str, float], samples: Sequence[Sample], losses: np.ndarray, beta: float) -> None:
+    """Enter each sample's loss into its own running mean (MSSR Eq. 13)."""
+    for sample, loss in zip(samples, losses.tolist(), strict=True):
+        running[sample.id] = ema(running[sample.id], loss, beta) if sample.id in running else loss
+
+
+def review(buffer: Buffer, samples: Sequence[Sample], losses: np.ndarray, step: int) -> None:
+    """Tell the memory which samples were replayed, each once, with its mean loss."""
+    if samples:
+        seen: dict[str, list[float]] = {}
+        for sample, loss in zip(samples, losses.tolist(), strict=True):
+            seen.setdefault(sample.id, []).append(loss)
+        buffer.memory.review(list(seen), [sum(values) / len(values) for values in seen.values()], step)
+
+
+def _account(
+    record: StageRecord, lm: LanguageModel, new: list[Sample], replayed: list[Sample], losses: np.ndarray, seconds: float
+) -> dict[str, float | int | None]:
+    """Add one step to the stage's costs; returns the step's own line for the log."""
+    again = sum(len(lm.encode(sample)) for sample in replayed)
+    tokens = again + sum(len(lm.encode(sample)) for sample in new)
+    record.steps += 1
+    record.train_tokens += tokens
+    record.replayed_tokens += again
+    record.replayed_samples += len(replayed)
+    record.train_seconds += seconds
+    return {
+        "new_loss": float(losses[: len(new)].mean()),
+        "replay_loss": float(losses[len(new) :].mean()) if replayed else None,
+        "new": len(new),
+        "replayed": len(replayed),
+        "tokens": tokens,
+        "seconds": round(seconds, 4),
+    }
+
+
+def _check_finite(losses: np.ndarray, batch: Sequence[Sample], task: str, step: int) -> None:
+    bad = [sample.id for sample, loss in zip(batch, losses, strict=True) if not np.isfinite(loss)]
+    if bad:
+        raise FloatingPointError(
+            f"{task}, step {step}: the loss of {', '.join(bad[:5])} is not finite; "
+            "lower training.learning_rate or set training.precision: float32"
+        )

@@ -1,0 +1,84 @@
+"""A tiny random Llama and a byte-level tokenizer, made in code: real classes, no download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = {"color": ["red", "blue"], "size": ["big", "small"], "shape": ["round", "flat"]}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and an end-of-text token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "<end>": 1} | {char: k + 2 for k, char in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+
+
+def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0) -> LlamaForCausalLM:
+    """Two layers of width 32 with random weights."""
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).to(dtype)
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """The tiny model and its tokenizer as a folder that `model: PATH` takes."""
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_tasks(folder: Path, train: int = 24, test: int = 8) -> list[dict]:
+    """Small two-way tasks as alpaca JSONL files; returns their entries for a config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for name, labels in WORDS.items():
+        for split, count in (("train", train), ("test", test)):
+            rows = [
+                {
+                    "instruction": f"Name the {name}.",
+                    "input": f"{split} {k} {'xyz'[k % 3] * (1 + k % 5)}",
+                    "output": labels[k % 2],
+                    "choices": labels,
+                }
+                for k in range(count)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}_{split}.jsonl").write_text(text)
+        entries.append({"name": name, "train": f"{name}_train.jsonl", "test": f"{name}_test.jsonl"})
+    return entries
+
+
+def tiny_values(folder: Path, **changes: object) -> dict:
+    """A complete configuration as plain values; write it as YAML into `folder` or pass it to make_config."""
+    values = {
+        "model": str(save_tiny_model(folder / "model")),
+        "tasks": write_tasks(folder),
+        "strategy": "mssr",
+        "training": {"learning_rate": 1.0e-2, "batch_size": 4, "max_length": 128},
+        "schedule": {"first_interval": 1},
+        "evaluation": {"batch_size": 4},
+        "output": "run",
+    }
+    return values | changes
