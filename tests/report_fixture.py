@@ -17,7 +17,7 @@ VIEWS = ("generated", "likelihood", "likelihood_summed", "nll")
 STEPS, BATCH = 40, 8
 HOSTILE = (
     '<script>alert("name")</script>',
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "[red]brackets[/red] & 'quotes' ${x} {{y}}",
     "a_task_name_that_is_far_too_long_for_any_label_in_any_figure_\u202e\x1b[31m_" + "x" * 60,
 )
@@ -34,7 +34,7 @@ def build_run(
     results: bool = True,
     seed: int = 42,
 ) -> Path:
-    """Write a run of `strategy`; `stages` fewer than the tasks leaves it unfinished, `results` False as killed."""
+    """Write a run; with fewer `stages` than tasks unfinished, without `results` the journal alone."""
     joint, replay = strategy == "joint", strategy not in ("none", "joint")
     total = 1 if joint else len(tasks)
     done = total if stages is None else stages
@@ -73,7 +73,8 @@ class Journal:
 
     def write(self, kind: str, **fields: object) -> None:
         self.minute += 1
-        time = f"2026-03-0{1 + self.minute // 1440 % 9}T{self.minute // 60 % 24:02d}:{self.minute % 60:02d}:00+00:00"
+        hour, minute = divmod(self.minute % 1440, 60)
+        time = f"2026-03-01T{hour:02d}:{minute:02d}:00+00:00"
         self.file.write(json.dumps({"kind": kind, "time": time, **fields}) + "\n")
 
     def evaluation(self, row: int, task: str, scores: dict) -> None:
@@ -108,7 +109,10 @@ def _write_stage(journal: Journal, rng, stage: int, names: list[str], replay: bo
     task, first, past = names[stage - 1], (stage - 1) * STEPS, names[: stage - 1]
     steps = (2, 5, 9, 14, 20, 27, 35) if replay and past else ()
     gaps = np.diff([0, *steps])
-    plan = [{"step": step, "ratio": 0.3, "replayed": round(BATCH * int(gap) * 0.43)} for step, gap in zip(steps, gaps, strict=True)]
+    plan = [
+        {"step": step, "ratio": 0.3, "replayed": round(BATCH * int(gap) * 0.43)}
+        for step, gap in zip(steps, gaps, strict=True)
+    ]
     journal.write("plan", stage=stage, task=task, steps=STEPS, time_unit=4.2 if past else None,
                   buffer=320 * len(past), events=plan)  # fmt: skip
     journal.write("stage_start", stage=stage, task=task, step=first)
@@ -119,13 +123,15 @@ def _write_stage(journal: Journal, rng, stage: int, names: list[str], replay: bo
             pending += event["replayed"]
             shares = rng.multinomial(event["replayed"], np.ones(len(past)) / len(past))
             by_task = {name: int(share) for name, share in zip(past, shares, strict=True)}
-            journal.write("event", stage=stage, step=step, global_step=first + step, ratio=0.3 - 0.0004 * (first + step),
+            now = first + step
+            journal.write("event", stage=stage, step=step, global_step=now, ratio=0.3 - 0.0004 * now,
                           replayed=event["replayed"], by_task=by_task)  # fmt: skip
         mixed = min(pending, BATCH)
         pending -= mixed
         new_loss = 0.25 + 2.1 * np.exp(-step / 9) + rng.normal(0, 0.08)
-        journal.write("step", stage=stage, task=task, step=step, global_step=first + step, new_loss=float(new_loss),
-                      replay_loss=float(0.35 + rng.normal(0, 0.06)) if mixed else None, new=BATCH, replayed=mixed,
+        replay_loss = float(0.35 + rng.normal(0, 0.06)) if mixed else None
+        journal.write("step", stage=stage, task=task, step=step, global_step=first + step,
+                      new_loss=float(new_loss), replay_loss=replay_loss, new=BATCH, replayed=mixed,
                       seconds=0.9, tokens=512, learning_rate=2e-4)  # fmt: skip
         if past and replay and step % 4 == 0:
             trace += _refresh(rng, stage, first, step, past)
@@ -136,10 +142,11 @@ def _write_stage(journal: Journal, rng, stage: int, names: list[str], replay: bo
 def _refresh(rng, stage: int, first: int, step: int, past: list[str]) -> list[dict]:
     strength = np.exp(-rng.gamma(2.0, step / 40, size=30))
     stability = np.clip(1 + rng.gamma(2.0, 0.4 * stage, size=30), 1, 10)
+    tasks = [past[index % len(past)] for index in range(30)]
     return [
-        {"stage": stage, "step": first + step, "id": f"{past[i % len(past)]}/{i}", "task": past[i % len(past)],
-         "strength": float(m), "stability": float(s), "ema_loss": None if i == 0 else 0.4, "hazard": 0.1}
-        for i, (m, s) in enumerate(zip(strength, stability, strict=True))
+        {"stage": stage, "step": first + step, "id": f"{task}/{index}", "task": task, "hazard": 0.1,
+         "strength": float(m), "stability": float(s), "ema_loss": None if index == 0 else 0.4}
+        for index, (task, m, s) in enumerate(zip(tasks, strength, stability, strict=True))
     ]  # fmt: skip
 
 
@@ -150,12 +157,14 @@ def _write_trace(path: Path, trace: list[dict]) -> None:
 def _write_config(path: Path, strategy: str, tasks, evaluation_only, seed: int) -> None:
     config = {
         "model": {"name": "smollm2-135m"},
-        "tasks": [{"name": task, "train": "train.jsonl", "test": "test.jsonl", "description": CONFIG_ATTACK} for task in tasks]
+        "tasks": [{"name": task, "train": "a.jsonl", "description": CONFIG_ATTACK} for task in tasks]
         + [{"name": task, "test": "test.jsonl"} for task in evaluation_only],
         "strategy": strategy,
         "seed": seed,
     }  # fmt: skip
-    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (path / "config.yaml").write_text(
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _results(scores, tasks, evaluation_only, strategy, seed, joint, finished, replay) -> dict:
@@ -165,16 +174,19 @@ def _results(scores, tasks, evaluation_only, strategy, seed, joint, finished, re
 
     matrices = {view: table(view, tasks) for view in VIEWS}
     by_matrix = {view: summarize(rows, joint) for view, rows in matrices.items()}
+    final = {name: scores["generated"][name] for name in evaluation_only}
     final_nll = [cell for cell in matrices["nll"][-1] if cell is not None]
     return {
         "tasks": list(tasks), "matrix": matrices["generated"], "matrices": matrices, "joint": joint,
-        "metrics": {**by_matrix["generated"], "NLL": sum(final_nll) / len(final_nll)}, "metrics_by_matrix": by_matrix,
+        "metrics": {**by_matrix["generated"], "NLL": sum(final_nll) / len(final_nll)},
+        "metrics_by_matrix": by_matrix,
         "evaluation_only": {
-            "tasks": list(evaluation_only), "matrices": {view: table(view, evaluation_only) for view in VIEWS},
-            "change": {name: scores["generated"][name][-1] - scores["generated"][name][0] for name in evaluation_only},
+            "tasks": list(evaluation_only),
+            "matrices": {view: table(view, evaluation_only) for view in VIEWS},
+            "change": {name: cells[-1] - cells[0] for name, cells in final.items()},
         },
         "task_metrics": dict.fromkeys([*tasks, *evaluation_only], "exact_match"),
-        "costs": {"train_tokens": 81920, "replayed_samples": 357 if replay else 0, "replayed_tokens": 18421 if replay else 0,
+        "costs": {"train_tokens": 81920, "replayed_samples": 357 * replay, "replayed_tokens": 18421 * replay,
                   "probe_tokens": 0, "eval_tokens": 250311, "generated_tokens": 4120, "train_seconds": 164.0,
                   "eval_seconds": 232.4, "seconds": 412.5, "peak_memory_bytes": 1_931_000_000},
         "strategy": strategy, "seed": seed, "versions": VERSIONS, "finished": finished,

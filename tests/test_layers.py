@@ -135,9 +135,9 @@ def test_house_rules(module):
         if lines > 60:
             broken.append(f"{function.name} has {lines} lines")
     for function in tree.body:
-        if isinstance(function, ast.FunctionDef | ast.ClassDef) and not function.name.startswith("_"):
-            if not ast.get_docstring(function):
-                broken.append(f"{function.name} has no docstring")
+        public = isinstance(function, ast.FunctionDef | ast.ClassDef) and not function.name.startswith("_")
+        if public and not ast.get_docstring(function):
+            broken.append(f"{function.name} has no docstring")
     for node in ast.walk(tree):
         name = getattr(getattr(node, "func", None), "id", "")
         if name == "print" and not part_of(module).startswith("cli"):

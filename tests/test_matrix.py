@@ -113,6 +113,10 @@ def test_retention_leaves_out_tasks_never_learned():
     assert summarize(nothing)["retention"] is None
 
 
+def test_a_ratio_too_large_for_a_float_is_null():
+    assert summarize([[0.0, 0.0], [5e-324, 0.0], [1.0, 0.5]])["retention"] is None
+
+
 def test_normalized_score_of_a_task_that_stays_at_zero():
     assert summarize([[0.0, 0.0], [0.0, 0.0], [0.0, 0.5]])["normalized_score"] == 0.5
 

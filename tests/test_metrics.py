@@ -38,7 +38,7 @@ from retain.metrics import (
         (r"10,\!080", "10080"),
         (r"\$2.50", "2.5"),
         ("$.50", "0.5"),
-        ("−5", "-5"),
+        ("\N{MINUS SIGN}5", "-5"),
         ("-0", "0"),
         ("0.10", "0.1"),
         ("007", "7"),
@@ -53,7 +53,7 @@ from retain.metrics import (
         ("(A)", "a"),
         ("(1,2)", "(1,2)"),
         ("C#", "c#"),
-        ("Ｆｕｌｌ", "full"),
+        ("\uff26\uff55ll", "full"),
         ("STRASSE", "strasse"),
         ("Straße", "strasse"),
         ("a\x00b\x07", "a b"),
@@ -68,7 +68,14 @@ def test_normalize(text, expected):
 
 
 def test_normalize_keeps_what_differs_apart():
-    for first, second in [("[0,1)", "(0,1]"), ("50%", "50"), ("-5", "5"), ("1/3", "0.3333"), ("C#", "C"), ("!", "?")]:
+    for first, second in [
+        ("[0,1)", "(0,1]"),
+        ("50%", "50"),
+        ("-5", "5"),
+        ("1/3", "0.3333"),
+        ("C#", "C"),
+        ("!", "?"),
+    ]:
         assert exact_match(first, (second,)) == 0.0
 
 
@@ -110,6 +117,7 @@ def test_final_answer_reads_the_reference_the_same_way():
     assert final_answer("I get 18", ("9 + 9\n#### 18",)) == 1.0
     assert final_answer(r"so \boxed{0.5}", (r"thus $\boxed{\frac{1}{2}}$",)) == 1.0
     assert final_answer("I get 18", ("19", "18.0")) == 1.0
+    assert final_answer("I get 18", ("9 + 9, so the answer is 18.",)) == 1.0
     assert final_answer("I get 18 of 20", ("18",)) == 0.0
     assert final_answer("", ("18",)) == 0.0
 
@@ -161,9 +169,11 @@ def test_bleu_is_sacrebleu_over_100():
     assert bleu("", (target,)) == 0.0
 
 
-HOSTILE = ["", " ", "\x00", "\ud800", "$" * 50, "\\boxed{" * 3000, "\\boxed{x}" * 2000, "{" * 5000, "1/0", "1e400",
-           "-1e-400", "9" * 5000, "9" * 5000 + "/" + "7" * 5000, "####" * 1000, "answer is " * 1000, "-" * 9000,
-           "1," * 5000, "." * 9000, "\u202e\u0301" * 500, "\\frac{1}{0}", "nan", "inf"]  # fmt: skip
+HOSTILE = [
+    *("", " ", "\x00", "\ud800", "nan", "inf", "1/0", "1e400", "-1e-400", "\\frac{1}{0}"),
+    *("$" * 50, "\\boxed{" * 3000, "\\boxed{x}" * 2000, "{" * 5000, "####" * 1000, "answer is " * 1000),
+    *("9" * 5000, "9" * 5000 + "/" + "7" * 5000, "-" * 9000, "1," * 5000, "." * 9000, "\u202e\u0301" * 500),
+]
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -172,7 +182,7 @@ def test_metrics_survive_anything(name):
         for references in ((text,), ("1",), ("",), ()):
             score = METRICS[name](text, references)
             assert isinstance(score, float) and 0 <= score <= 1 and math.isfinite(score)
-    assert METRICS[name]("the quick brown fox is 7", ("the quick brown fox is 7",)) == 1.0
+    assert METRICS[name]("7", ("3", "7")) == 1.0
 
 
 def test_sacrebleu_is_imported_only_when_used():

@@ -161,9 +161,10 @@ def evaluate(
       retain evaluate runs/my-run --stage 2
     """
     path = _run_folder(folder)
+    from retain.cli_views import score_table
     from retain.run import evaluate as evaluate_run
 
-    _show_results(evaluate_run(path, stage))
+    _print(score_table(evaluate_run(path, stage)))
 
 
 @app.command()

@@ -72,6 +72,17 @@ def memory_tables(answer: dict[str, Any]) -> RenderableType:
     return Group(*tables) if tables else Text("the trace asks nothing: it has no query")
 
 
+def score_table(answer: dict[str, Any]) -> RenderableType:
+    """The scores of one stage's model on every task."""
+    measures = ("generated", "likelihood", "likelihood_summed", "nll")
+    table = _table("task", *(measure.replace("_", " ") for measure in measures), "metric", "samples")
+    table.title = f"after stage {answer['stage']}" if answer["stage"] else "the untouched model"
+    for task, scores in answer["scores"].items():
+        values = (_number(scores[measure]) for measure in measures)
+        table.add_row(task, *values, scores["metric"], str(scores["n"]))
+    return table
+
+
 def builtin_tasks() -> RenderableType:
     """The built-in suite, each with an example."""
     from retain.tasks.builtin import BUILTIN

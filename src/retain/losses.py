@@ -64,6 +64,7 @@ def detect_packing(lm: LanguageModel) -> bool:
     words = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11, 12, 13], [5, 6, 14, 15, 16]]
     vocabulary = lm.model.get_input_embeddings().num_embeddings
     probe = [Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words]
+    lm.model.eval()
     tolerance = 1e-3 if lm.dtype.itemsize >= 4 else 5e-2
     found = []
     for lm.packs in (False, True):

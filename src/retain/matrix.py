@@ -58,7 +58,8 @@ def retention(scores: np.ndarray) -> float:
     """meanᵢ<T R[T, i] / R[i, i] over the tasks with R[i, i] > 0 (MATH 6)."""
     at_first, at_last = learned(scores)[:-1], scores[-1, :-1]
     known = at_first > 0  # False for NaN
-    return _mean(at_last[known] / at_first[known])
+    with np.errstate(over="ignore"):  # a score of 1e-320; `summarize` turns the infinity into None
+        return _mean(at_last[known] / at_first[known])
 
 
 def normalized_score(scores: np.ndarray) -> float:
@@ -98,8 +99,7 @@ def summarize(matrix: Matrix, joint: bool = False) -> dict[str, float | None]:
         has_rows = rows >= tasks if name == "FWT" else finished
         has_history = tasks >= 2 and not joint
         if has_rows and (has_history or name == "ACC"):
-            with np.errstate(over="ignore"):  # a ratio to a score of 1e-320
-                value = metric(scores)
+            value = metric(scores)
             metrics[name] = value if math.isfinite(value) else None
     return metrics
 

@@ -21,6 +21,7 @@ LATEX_FRACTION = re.compile(r"\\[dt]?frac *(?:\{ *(-?[0-9]+) *\}|([0-9])) *(?:\{
 FRACTION = re.compile(r"([+-]?) *([+-]?[0-9]{1,30}) */ *([+-]?[0-9]{1,30})")
 LAST_NUMBER = re.compile(rf"(?<![\w.)])-?\$?{NUMBER}(?:/[0-9]+)?|{NUMBER}|\.[0-9]+")
 ANSWER_IS = re.compile(r"\banswer is\b[ \t:]*", re.IGNORECASE)
+WORKED = re.compile(r"####|\\boxed\{|\banswer is\b", re.IGNORECASE)
 NUMBER_WITH_UNIT = re.compile(rf"(-?\$?{NUMBER})(?: +[^\W\d_]+)+")
 # These carry meaning at the end of an answer: 50%, C#, \pi, x/, {1, 2}.
 KEPT_AT_ENDS = "%‰#&@\\/{}"
@@ -141,9 +142,9 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def final_answer(prediction: str, references: Sequence[str]) -> float:
-    r"""Exact match of the final answers; a reference with "####" or `\boxed{}` is extracted as well."""
+    """Exact match of the final answers; a worked reference (with a marker) is extracted as well."""
     written = normalize(extract_answer(prediction))
-    targets = (extract_answer(r) if "####" in r or "\\boxed{" in r else r for r in references)
+    targets = (extract_answer(r) if WORKED.search(r) else r for r in references)
     return float(any(written == normalize(target) for target in targets))
 
 

@@ -56,7 +56,7 @@ def explicit_intervals(interval: float, units: Sequence[float]) -> Iterator[floa
 
 
 def event_steps(schedule: ScheduleConfig, interval: float, last: int) -> list[int]:
-    """⌊tₖ + ½⌋ ≤ `last`, ascending and distinct: the steps at which `schedule.kind` fires.
+    """⌊tₖ + ½⌋ from 1 to `last`, ascending and distinct: the steps at which `schedule.kind` fires.
 
     `interval` is D₁ in steps. `threshold` depends on training and is decided online.
     """
@@ -74,7 +74,7 @@ def event_steps(schedule: ScheduleConfig, interval: float, last: int) -> list[in
         case _:
             raise ValueError(f"schedule.kind {schedule.kind!r} has no event times of its own")
     within = takewhile(lambda time: time + 0.5 < last + 1, times)
-    return [step for step, _ in groupby(math.floor(time + 0.5) for time in within)]
+    return [step for step, _ in groupby(math.floor(time + 0.5) for time in within) if step]
 
 
 def decided_online(schedule: ScheduleConfig) -> bool:

@@ -29,7 +29,7 @@ def bits(seed: int, *counters: int, hashes: np.ndarray) -> np.ndarray:
     """
     key = 0
     for counter in (seed, *counters):
-        key = _mix_integer((key + _GOLDEN + counter) & _MASK)
+        key = _mix_integer((key + _GOLDEN + int(counter)) & _MASK)
     folded = np.uint64(key)
     return _mix(_mix(hashes ^ folded) + folded)
 

@@ -63,7 +63,9 @@ def parse_config(config: Any) -> MemoryModel:
     try:
         model = MemoryModel.model_validate({**config, "time_unit": 1.0})
     except ValidationError as error:
-        problems += [f"{'.'.join(map(str, path))}: {text}" for path, text in problems_of(error, MemoryModel, config)]
+        problems += [
+            f"{'.'.join(map(str, path))}: {text}" for path, text in problems_of(error, MemoryModel, config)
+        ]
     else:
         problems += parameter_problems(model)
         if model.priority == "confidence":

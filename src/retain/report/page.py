@@ -13,7 +13,7 @@ from retain.report import scores, training
 from retain.report.rundata import VIEWS, Run, read_run
 from retain.report.svg import Markup, join, tag
 from retain.report.theme import variables
-from retain.report.words import COSTS, METRICS, cost, number, whole
+from retain.report.words import COSTS, METRICS, NOT_FOR_NLL, cost, number, whole
 from retain.report.words import VIEWS as VIEW_WORDS
 
 
@@ -38,7 +38,10 @@ def document(title: str, body: Markup) -> str:
     style = Markup(variables() + here.joinpath("report.css").read_text(encoding="utf-8"))
     script = Markup(here.joinpath("report.js").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
     head = join(
         Markup('<meta charset="utf-8">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
@@ -48,7 +51,8 @@ def document(title: str, body: Markup) -> str:
         tag("style", style),
     )
     end = join(tag("div", id="tip", role="tooltip"), tag("script", script))
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{body}</main>{end}</body></html>\n'
+    page = tag("html", tag("head", head), "\n", tag("body", tag("main", body), end), lang="en")
+    return f"<!doctype html>\n{page}\n"
 
 
 def report_body(run: Run) -> Markup:
@@ -84,7 +88,11 @@ def _title(run: Run) -> Markup:
         f"{when} UTC" if when else None,
         ", ".join(f"{name} {version}" for name, version in versions.items()) or None,
     ]
-    return join(tag("h1", run.strategy), tag("p", " · ".join(part for part in parts if part), class_="meta"), _notes(run))
+    return join(
+        tag("h1", run.strategy),
+        tag("p", " · ".join(part for part in parts if part), class_="meta"),
+        _notes(run),
+    )
 
 
 def _notes(run: Run) -> Markup | None:
@@ -93,8 +101,16 @@ def _notes(run: Run) -> Markup | None:
         notes.append(f"{whole(run.results['truncated'])} samples were longer than the limit and cut.")
     skipped = {task: count for task, count in run.results["skipped"].items() if count}
     if skipped:
-        notes.append("Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + ".")
+        notes.append(
+            "Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + "."
+        )
     return tag("p", " ".join(notes), class_="meta") if notes else None
+
+
+PANELS = (
+    "Dashed before a task is learned, solid after; the large dot is its score right after learning, "
+    "shaded is what it lost since."
+)
 
 
 def _scores(run: Run) -> Markup:
@@ -108,8 +124,7 @@ def _scores(run: Run) -> Markup:
         parts = join(
             scores.heatmap(run, view),
             tag("h3", "Each task over the stages"),
-            _say("Dashed before a task is learned, solid after; the large dot is its score right after learning, "
-                 "shaded is what it lost since."),
+            _say(PANELS),
             scores.task_panels(run, view),
         )  # fmt: skip
         views.append(tag("div", parts, data_view=name, **({"hidden": ""} if index else {})))
@@ -150,7 +165,7 @@ def _why_no_replay(run: Run) -> str:
 
 
 def loss_or_reason(run: Run) -> Markup:
-    if not any(training._known(step.get("new_loss")) for step in run.records("step")):
+    if not any(training.known(step.get("new_loss")) for step in run.records("step")):
         return _say("No training step is recorded yet.")
     return _drawn(training.loss, run, "Faint as measured, bold a running mean within each stage.")
 
@@ -158,7 +173,9 @@ def loss_or_reason(run: Run) -> Markup:
 def memory_or_reason(run: Run) -> Markup:
     if run.trace is None or not run.stages:
         return _say("No memory was recorded in this run.")
-    return _drawn(training.memory, run, "How strength and stability are spread over the stored samples at each refresh.")
+    return _drawn(
+        training.memory, run, "How strength and stability are spread over the stored samples at each refresh."
+    )
 
 
 def plan_or_reason(run: Run) -> Markup:
@@ -173,28 +190,42 @@ def _costs(run: Run) -> Markup:
     known = {name: run.results["costs"][name] for name in COSTS if run.results["costs"].get(name) is not None}
     if not known:
         return _say("Costs are written when a run ends.")
-    rows = [tag("tr", tag("th", COSTS[name], scope="row"), tag("td", cost(name, value), class_="n")) for name, value in known.items()]
+    rows = [
+        tag("tr", tag("th", COSTS[name], scope="row"), tag("td", cost(name, value), class_="n"))
+        for name, value in known.items()
+    ]
     return tag("table", tag("tbody", rows), class_="plain")
 
 
 def _metrics(run: Run) -> Markup:
-    by_view = {view: metrics for view, metrics in run.results["metrics_by_matrix"].items() if view in run.results["matrices"]}
+    by_view = {
+        view: metrics
+        for view, metrics in run.results["metrics_by_matrix"].items()
+        if view in run.results["matrices"]
+    }
     if not by_view:
         return _say("Metrics need scores; nothing has been evaluated yet.")
     rows = []
     for name, (title, definition) in METRICS.items():
-        label = tag("span", title, class_="explained", tabindex=0, data_tip=definition)
-        cells = [_metric_cell(run, view, name, metrics) for view, metrics in by_view.items()]
-        rows.append(tag("tr", tag("th", label, tag("span", name, class_="key"), scope="row"), cells))
+        values = [_metric(run, view, name, metrics) for view, metrics in by_view.items()]
+        if any(value is not None for value in values):
+            label = tag("span", title, class_="explained", tabindex=0, data_tip=definition)
+            cells = [tag("td", number(value, 3), class_="n") for value in values]
+            rows.append(tag("tr", tag("th", label, tag("span", name, class_="key"), scope="row"), cells))
+    if not rows:
+        return _say("The metrics need the last stage, and this run is not finished.")
     head = [tag("th", VIEW_WORDS[view][0], scope="col", class_="n") for view in by_view]
-    table = tag("table", tag("thead", tag("tr", tag("th"), head)), tag("tbody", rows), class_="plain")
-    return join(_say("Point at a name for its definition."), tag("div", table, class_="scroll"))
+    table = tag("table", tag("thead", tag("tr", tag("td"), head)), tag("tbody", rows), class_="plain")
+    lead = "Point at a name for its definition."
+    if "nll" in by_view:
+        lead += " Under NLL lower is better, so there a positive transfer is a loss."
+    return join(_say(lead), tag("div", table, class_="scroll"))
 
 
-def _metric_cell(run: Run, view: str, name: str, metrics: dict[str, float | None]) -> Markup:
-    """The mean NLL is one number a run; it stands under its own matrix."""
-    value = run.results["metrics"].get("NLL") if name == "NLL" and view == "nll" else metrics.get(name)
-    return tag("td", number(value, 3), class_="n")
+def _metric(run: Run, view: str, name: str, metrics: dict[str, float | None]) -> float | None:
+    if name == "NLL":
+        return run.results["metrics"].get("NLL") if view == "nll" else None
+    return None if view == "nll" and name in NOT_FOR_NLL else metrics.get(name)
 
 
 def _config(run: Run) -> Markup:

@@ -17,6 +17,8 @@ from retain.types import InputError
 
 Rows = list[list[float | None]]
 VIEWS = ("generated", "likelihood", "likelihood_summed", "nll")
+TRACE_COLUMNS = ("stage", "step", "strength", "stability")
+LEVELS = (5, 25, 50, 75, 95)  # percent
 REQUIRED = {
     "step": ("stage", "global_step"),
     "event": ("stage", "global_step"),
@@ -34,6 +36,17 @@ class Stage:
     task: str
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Quantiles (at LEVELS) of strength and stability over the stored samples at one refresh."""
+
+    stage: int
+    step: int
+    strength: np.ndarray
+    stability: np.ndarray
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,20 @@ class Run:
     @cached_property
     def plans(self) -> dict[int, dict[str, Any]]:
         return {plan["stage"]: plan for plan in self.records("plan")}
+
+    @cached_property
+    def refreshes(self) -> list[Refresh]:
+        """The distribution of the memory at each refresh, in the order they happened."""
+        if self.trace is None:
+            return []
+        order = np.lexsort((self.trace["step"], self.trace["stage"]))
+        columns = {name: values[order] for name, values in self.trace.items()}
+        changes = np.flatnonzero(np.diff(columns["stage"]) | np.diff(columns["step"])) + 1
+        parts = zip(*(np.split(columns[name], changes) for name in TRACE_COLUMNS), strict=True)
+        return [
+            Refresh(int(stage[0]), int(step[0]), *(np.percentile(v, LEVELS) for v in values), len(step))
+            for stage, step, *values in parts
+        ]
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -135,14 +162,17 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == last:
                 break
-            raise InputError(f"{path}, line {number + 1}: not valid JSON ({error}); fix or delete it") from None
+            raise InputError(
+                f"{path}, line {number + 1}: not valid JSON ({error}); fix or delete it"
+            ) from None
         if not isinstance(record, dict) or "kind" not in record:
-            raise InputError(f'{path}, line {number + 1}: not an object with a "kind"; fix or delete the line')
+            raise InputError(
+                f'{path}, line {number + 1}: not an object with a "kind"; fix or delete the line'
+            )
         missing = [key for key in REQUIRED.get(record["kind"], ()) if key not in record]
         if missing:
-            raise InputError(
-                f'{path}, line {number + 1}: "{record["kind"]}" lacks {", ".join(missing)}; fix or delete the line'
-            )
+            what = f'"{record["kind"]}" lacks {", ".join(missing)}'
+            raise InputError(f"{path}, line {number + 1}: {what}; fix or delete the line")
         records.append(record)
     return records
 
@@ -168,7 +198,9 @@ def read_results(path: Path) -> dict[str, Any]:
             "delete the file to have the report read the journal instead"
         ) from None
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), list):
-        raise InputError(f'{path}, line 1: not an object with a list "tasks"; delete the file to read the journal instead')
+        raise InputError(
+            f'{path}, line 1: not an object with a list "tasks"; delete the file to read the journal instead'
+        )
     try:
         return _complete(_without_nan(results))
     except InputError as error:
@@ -177,7 +209,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def rebuild(journal: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     """The results of a run that wrote none: from the journal's evaluations and the config's tasks."""
-    measured = {(record["row"], record["task"]): record for record in journal if record["kind"] == "evaluation"}
+    measured = {
+        (record["row"], record["task"]): record for record in journal if record["kind"] == "evaluation"
+    }
     start = next((record for record in journal if record["kind"] == "start"), {})
     strategy = strategy_name(start.get("strategy", config.get("strategy", "?")))
     rows = range(max((row for row, _ in measured), default=-1) + 1)
@@ -235,7 +269,9 @@ def _matrices(matrices: dict[str, Rows | None], tasks: int, joint: bool | None) 
             continue
         for number, row in enumerate(rows):
             if len(row) != tasks:
-                raise InputError(f"matrix {view}: row {number} has {len(row)} scores for {tasks} tasks; one a task")
+                raise InputError(
+                    f"matrix {view}: row {number} has {len(row)} scores for {tasks} tasks; one a task"
+                )
         if joint is not None:
             summarize(rows, joint)
         kept[view] = rows
@@ -276,8 +312,10 @@ def _trace(path: Path) -> dict[str, np.ndarray] | None:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path, columns=["stage", "step", "strength", "stability"])
+        table = pyarrow.parquet.read_table(path, columns=list(TRACE_COLUMNS))
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet ({error}); delete it to leave the figure out") from None
-    columns = {name: table[name].to_numpy() for name in table.column_names}
+        raise InputError(
+            f"{path}: not readable as Parquet ({error}); delete it to leave the figure out"
+        ) from None
+    columns = {name: table[name].to_numpy() for name in TRACE_COLUMNS}
     return columns if len(columns["step"]) else None

@@ -9,6 +9,8 @@ from retain.report.rundata import Rows, Run
 from retain.report.svg import Markup, Panel, box, dot, join, picture, rule, shorten, tag, text
 from retain.report.words import NOTHING, VIEWS, compact, number, signed
 
+INVERTED = {"deep": 0.68, "bright": 0.58}  # above it ink turns white on light pages, black on dark ones
+
 
 @dataclass(frozen=True)
 class View:
@@ -105,24 +107,25 @@ def heatmap(run: Run, view: View) -> Markup:
     other_rows = others["matrices"].get(view.name, [])
     names = row_names(run)
     head = [tag("th", task, scope="col", data_tip=_column_tip(run, task)) for task in run.tasks]
-    head += [tag("th", task, scope="col", class_="apart", data_tip=f"{task}\nevaluated, never trained on")
+    gap = tag("td", class_="gap") if others["tasks"] else None
+    head += [gap] + [tag("th", task, scope="col", data_tip=f"{task}\nevaluated, never trained on")
              for task in others["tasks"]]  # fmt: skip
     body = []
     for index, name in enumerate(names):
         cells = [_cell(run, view, rows, index, column) for column in range(len(run.tasks))]
+        cells.append(gap)
         for column, task in enumerate(others["tasks"]):
             score = other_rows[index][column] if index < len(other_rows) else None
-            cells.append(_score_cell(view, score, f"{task}, {name}: {number(score, 3)}", "apart"))
+            cells.append(_score_cell(view, score, f"{task}, {name}: {number(score, 3)}", ""))
         body.append(tag("tr", tag("th", name, scope="row"), cells))
     table = tag(
         "table",
-        tag("caption", VIEWS[view.name][1]),
         tag("thead", tag("tr", tag("td"), head)),
         tag("tbody", body),
         tag("tfoot", _change_row(run, view, rows, other_rows)),
         class_="heat",
     )
-    return tag("div", table, class_="scroll")
+    return join(tag("p", VIEWS[view.name][1], class_="lead"), tag("div", table, class_="scroll"))
 
 
 def _column_tip(run: Run, task: str) -> str:
@@ -151,8 +154,9 @@ def _score_cell(view: View, score: float | None, tip: str, kind: str) -> Markup:
     if score is None:
         return tag("td", NOTHING, class_=f"{kind} none".strip())
     fill = view.fill(score)
-    shade = "deep" if fill > 0.5 else "pale"
-    return tag("td", tag("span", number(score)), class_=f"{kind} {shade}".strip(), style=f"--fill:{fill:.3f}", data_tip=tip)
+    shade = " ".join(name for name, limit in INVERTED.items() if fill > limit)
+    classes, style = f"{kind} {shade}".strip(), f"--fill:{fill:.3f}"
+    return tag("td", tag("span", number(score)), class_=classes, style=style, data_tip=tip)
 
 
 def _change_row(run: Run, view: View, rows: Rows, other_rows: Rows) -> Markup:
@@ -160,22 +164,24 @@ def _change_row(run: Run, view: View, rows: Rows, other_rows: Rows) -> Markup:
     references = rows[:1] * len(run.tasks) if run.joint else rows[1:]
     cells = [
         _change_cell(view, references[column][column] if column < len(references) else None, rows[-1][column])
-        if rows and (run.joint or column + 1 < len(rows) - 1 or not run.tasks)
+        if rows and (run.joint or column + 1 < len(rows) - 1)
         else tag("td")
         for column in range(len(run.tasks))
     ]
-    for column in range(len(run.results["evaluation_only"]["tasks"])):
+    others = range(len(run.results["evaluation_only"]["tasks"]))
+    cells.append(tag("td", class_="gap") if others else None)
+    for column in others:
         first, last = (other_rows[0][column], other_rows[-1][column]) if other_rows else (None, None)
-        cells.append(_change_cell(view, first, last, "apart"))
+        cells.append(_change_cell(view, first, last))
     return tag("tr", tag("th", "since base" if run.joint else "since learned", scope="row"), cells)
 
 
-def _change_cell(view: View, first: float | None, last: float | None, kind: str = "") -> Markup:
+def _change_cell(view: View, first: float | None, last: float | None) -> Markup:
     if first is None or last is None:
-        return tag("td", class_=kind or None)
+        return tag("td")
     better = (last - first) * view.sign
     tone = "loss" if better <= -0.005 else "gain" if better >= 0.005 else "even"
-    return tag("td", signed(last - first), class_=f"{kind} {tone}".strip())
+    return tag("td", signed(last - first), class_=tone)
 
 
 def task_panels(run: Run, view: View) -> Markup:
@@ -191,7 +197,9 @@ def task_panels(run: Run, view: View) -> Markup:
     return tag("div", [panel for panel in panels if panel], class_="panels")
 
 
-def _task_panel(run: Run, view: View, task: str, scores: list[float | None], own: int | None) -> Markup | None:
+def _task_panel(
+    run: Run, view: View, task: str, scores: list[float | None], own: int | None
+) -> Markup | None:
     """`own`: the row the task is compared with: its own stage, 0 for evaluation only, None for joint."""
     points = [(row, score) for row, score in enumerate(scores) if score is not None]
     if not points:
@@ -203,15 +211,17 @@ def _task_panel(run: Run, view: View, task: str, scores: list[float | None], own
     since = [point for point in points if own is not None and point[0] >= own]
     if reference is not None and len(since) > 1:
         marks.append(panel.area(below(since, reference, view.sign), "var(--loss)", fill_opacity=0.22))
-        marks.append(rule(panel.x(own), panel.y(reference), panel.x(since[-1][0]), panel.y(reference), "muted",
-                          stroke_dasharray="2 3"))  # fmt: skip
+        ends, level = (panel.x(own), panel.x(since[-1][0])), panel.y(reference)
+        marks.append(rule(ends[0], level, ends[1], level, "muted", stroke_dasharray="2 3"))
     before = [point for point in points if own is None or point[0] <= own]
     marks.append(panel.line(before, "var(--base)", stroke_width=1.5, stroke_dasharray="4 3"))
     marks.append(panel.line(since, "var(--strong)", stroke_width=2.25))
     marks += [_point(panel, run, view, task, row, score, own) for row, score in points]
     subtitle = _subtitle(points, reference, own, view)
     title = text(0, 14, shorten(task, width, 14), 14, "ink", font_weight=600, data_tip=task)
-    return picture(width, height, f"{task}: {subtitle[0]}", title, text(0, 32, subtitle[0], 12, subtitle[1]), marks)
+    return picture(
+        width, height, f"{task}: {subtitle[0]}", title, text(0, 32, subtitle[0], 12, subtitle[1]), marks
+    )
 
 
 def _subtitle(
@@ -240,6 +250,7 @@ def _row_labels(panel: Panel, run: Run, stages: int) -> Markup:
             text(panel.x(row), panel.bottom + 16, names.get(row, row), 11,
                  text_anchor="start" if row == 0 else "end" if row == stages else "middle")
             for row in range(0, stages + 1, every)
+            if row == 0 or panel.x(row) - panel.left > 36
         ]
     )  # fmt: skip
 

@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-CHARACTER_WIDTH = 0.56  # of the font size, a mean for system fonts
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+CHARACTER_WIDTH = 0.64  # of the font size, for bold system fonts
 
 
 class Markup(str):
@@ -17,7 +19,7 @@ class Markup(str):
 
 
 def clean(text: object) -> str:
-    """`text` without characters that HTML, XML or a terminal would trip over."""
+    """`text` without control characters, which HTML, XML and terminals trip over, or read backwards."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
@@ -57,12 +59,16 @@ def picture(width: float, height: float, label: str, *children: object) -> Marku
     )
 
 
-def text(x: float, y: float, content: object, size: float = 12, color: str = "muted", **more: object) -> Markup:
+def text(
+    x: float, y: float, content: object, size: float = 12, color: str = "muted", **more: object
+) -> Markup:
     return tag("text", content, x=float(x), y=float(y), font_size=size, fill=f"var(--{color})", **more)
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, color: str = "rule", **more: object) -> Markup:
-    return tag("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=f"var(--{color})", **more)
+    return tag(
+        "line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=f"var(--{color})", **more
+    )
 
 
 def box(x: float, y: float, width: float, height: float, fill: str, **more: object) -> Markup:
@@ -76,8 +82,11 @@ def dot(x: float, y: float, radius: float, fill: str, **more: object) -> Markup:
 
 def shorten(name: str, pixels: float, size: float = 12) -> str:
     """`name` cut with an ellipsis to what fits; empty if not even one letter does."""
-    fits = int(pixels / (size * CHARACTER_WIDTH))
-    return name if len(name) <= fits else name[: fits - 1] + "…" if fits >= 2 else ""
+    return cut(name, int(pixels / (size * CHARACTER_WIDTH)))
+
+
+def cut(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…" if length >= 2 else ""
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

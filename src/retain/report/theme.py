@@ -22,7 +22,15 @@ DARK = {
     "task0": "#4aa3e0", "task1": "#f2b04c", "task2": "#2fc49a", "task3": "#e492c0", "task4": "#9ad4f7",
     "task5": "#f58a4b", "task6": "#a894e0", "task7": "#9ba5b1", "other": "#6b7580",
 }  # fmt: skip
-CIVIDIS = [(26, 56, 111), (63, 77, 107), (96, 99, 112), (125, 124, 120), (160, 150, 116), (196, 179, 97), (229, 207, 72)]
+CIVIDIS = [
+    (58, 92, 158),
+    (76, 97, 132),
+    (96, 99, 112),
+    (125, 124, 120),
+    (160, 150, 116),
+    (196, 179, 97),
+    (229, 207, 72),
+]
 NAMED_TASKS = 8
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -43,7 +51,9 @@ def _cividis(share: float) -> str:
 
 def variables() -> str:
     """The CSS that defines the colors, dark where the reader's system is; paper is always light."""
-    light, dark = ("".join(f"--{name}:{color};" for name, color in colors.items()) for colors in (LIGHT, DARK))
+    light, dark = (
+        "".join(f"--{name}:{color};" for name, color in colors.items()) for colors in (LIGHT, DARK)
+    )
     return (
         f":root{{color-scheme:light dark;{light}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"

@@ -1,4 +1,4 @@
-"""What happened over the global steps: replay events, training loss, memory strength, and plan against fact."""
+"""What happened over the steps: replay events, training loss, memory, plan against fact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from retain.report.rundata import Run
+from retain.report.rundata import LEVELS, Refresh, Run
 from retain.report.svg import Markup, Panel, box, dot, join, picture, rule, shorten, spread, tag, text, ticks
 from retain.report.theme import task_colors
 from retain.report.words import NOTHING, compact, number, whole
@@ -55,7 +55,7 @@ def _steps_axis(panel: Panel) -> Markup:
     marks = [
         text(panel.x(step), panel.bottom + 16, compact(step), 11, text_anchor="middle")
         for step in ticks(low, high, count)
-        if step == int(step) and step < high * 0.97
+        if step == int(step) and panel.x(step) < panel.right - 72
     ]
     return join(marks, text(panel.right, panel.bottom + 16, f"step {whole(high)}", 11, text_anchor="end"))
 
@@ -76,7 +76,11 @@ def timeline(run: Run, width: int) -> Markup:
     counts = _panel(run, width, 146, 246, max([sum(bin_.values()) for bin_ in bins.values()] + [1]) * 1.08)
     marks = [text(LEFT, 44, "Share of replay an event asks for", 12), ratio.rows(compact, 2)]
     for stage in run.stages:
-        points = [(event["global_step"], event.get("ratio") or 0) for event in events if event["stage"] == stage.number]
+        points = [
+            (event["global_step"], event.get("ratio") or 0)
+            for event in events
+            if event["stage"] == stage.number
+        ]
         marks.append(ratio.line(points, "var(--muted)", stroke_width=1.25))
         if len(points) <= width / 12:
             marks += [dot(ratio.x(step), ratio.y(share), 2.5, "var(--ink)") for step, share in points]
@@ -85,7 +89,7 @@ def timeline(run: Run, width: int) -> Markup:
     for index, by_task in sorted(bins.items()):
         x, base = counts.x((index + 0.5) * size if size > 1 else index) - bar / 2, 0
         stack = []
-        for task in sorted(by_task, key=lambda name: (run.tasks + [name]).index(name)):
+        for task in sorted(by_task, key=lambda name: [*run.tasks, name].index(name)):
             amount = by_task[task]
             stack.append(box(x, counts.y(base + amount), bar, counts.y(base) - counts.y(base + amount),
                              colors.get(task, "var(--other)")))  # fmt: skip
@@ -117,7 +121,7 @@ def loss(run: Run, width: int) -> Markup:
     """Mean loss a step, faint as measured and bold as a running mean within its stage."""
     steps = run.records("step")
     series = {"new": ("new_loss", "var(--strong)"), "replayed": ("replay_loss", "var(--task1)")}
-    values = [step[key] for key, _ in series.values() for step in steps if _known(step.get(key))]
+    values = [step[key] for key, _ in series.values() for step in steps if known(step.get(key))]
     high = float(np.quantile(values, 0.995)) * 1.08 or 1.0
     panel = _panel(run, width, 44, 236, high, right=70)
     size = _bins(run, panel, 3)
@@ -127,20 +131,23 @@ def loss(run: Run, width: int) -> Markup:
         smooth: list[tuple[float, float]] = []
         for stage in run.stages:
             points = [(step["global_step"], step[key]) for step in steps
-                      if step["stage"] == stage.number and _known(step.get(key))]  # fmt: skip
+                      if step["stage"] == stage.number and known(step.get(key))]  # fmt: skip
             raw = [(x, min(y, high)) for x, y in points]
             if name == "new":
                 marks.append(panel.line(_thin(raw, size), color, stroke_width=1, stroke_opacity=0.28))
             else:
-                marks += [dot(panel.x(x), panel.y(y), 1.6, color, fill_opacity=0.45) for x, y in _thin(raw, size)]
+                marks += [
+                    dot(panel.x(x), panel.y(y), 1.6, color, fill_opacity=0.45) for x, y in _thin(raw, size)
+                ]
             smooth = running_mean(raw, max(3, len(run.records("step")) // 60))
             marks.append(panel.line(_thin(smooth, size), color, stroke_width=2.25))
-        last = [step for step in steps if _known(step.get(key))]
+        last = [step for step in steps if known(step.get(key))]
         if last:
             ends.append((name, color, smooth[-1][1] if smooth else min(last[-1][key], high)))
     places = spread([panel.y(value) for *_, value in ends], 15, panel.top, panel.bottom)
-    marks += [tag("text", name, x=float(panel.right + 6), y=place + 4, font_size=12, fill=color, font_weight=600)
-              for (name, color, _), place in zip(ends, places, strict=True)]  # fmt: skip
+    for (name, color, _), y in zip(ends, places, strict=True):
+        place = {"x": float(panel.right + 6), "y": y + 4}
+        marks.append(tag("text", name, **place, font_size=12, fill=color, font_weight=600))
     marks.append(_loss_tips(steps, panel, _bins(run, panel, 6)))
     return picture(width, 262, "Training loss", _stages(run, panel), marks, _steps_axis(panel))
 
@@ -151,13 +158,15 @@ def _loss_tips(steps: list[dict], panel: Panel, size: int) -> Markup:
         x = panel.x(step["global_step"])
         reach = (panel.x(size) - panel.x(0)) / 2
         tip = f"step {step['global_step']}, {step.get('task', '')}\nnew {number(step.get('new_loss'), 3)}"
-        if _known(step.get("replay_loss")):
+        if known(step.get("replay_loss")):
             tip += f"\nreplayed {number(step['replay_loss'], 3)}"
-        hits.append(box(x - reach, panel.top, reach * 2, panel.bottom - panel.top, "transparent", data_tip=tip))
+        hits.append(
+            box(x - reach, panel.top, reach * 2, panel.bottom - panel.top, "transparent", data_tip=tip)
+        )
     return join(hits)
 
 
-def _known(value: object) -> bool:
+def known(value: object) -> bool:
     return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
@@ -177,39 +186,24 @@ def running_mean(points: Sequence[tuple[float, float]], window: int) -> list[tup
     return list(zip(steps.tolist(), ((sums[high] - sums[low]) / (high - low)).tolist(), strict=True))
 
 
-LEVELS = (5, 25, 50, 75, 95)
-
-
 def memory(run: Run, width: int) -> Markup:
     """How the strength m and the stability S are spread over the buffer at each refresh."""
-    trace = run.trace
-    high = float(trace["stability"].max()) * 1.08
+    refreshes = run.refreshes
+    high = max(float(refresh.stability[-1]) for refresh in refreshes) * 1.08
     strength = _panel(run, width, 52, 172, 1.0, right=70)
     stability = replace(strength, top=206.0, bottom=276.0, y_domain=(0, high))
     marks: list[object] = [
         text(LEFT, 44, "Strength m: 1 = fresh, 0 = forgotten", 12), strength.rows(compact, 4),
         text(LEFT, 198, "Stability S: higher = forgets slower", 12), stability.rows(compact, 3),
     ]  # fmt: skip
-    refreshes = []
-    for stage in np.unique(trace["stage"]):
-        rows = trace["stage"] == stage
-        quantiles = _quantiles(trace, rows)
-        refreshes += quantiles
-        for panel, place in ((strength, 1), (stability, 2)):
-            marks.append(_bands(panel, [(item[0], item[place]) for item in quantiles]))
-    marks += [_band_labels(strength, refreshes[-1][1]), _refresh_tips(strength, stability, refreshes)]
+    for stage in sorted({refresh.stage for refresh in refreshes}):
+        own = [refresh for refresh in refreshes if refresh.stage == stage]
+        marks.append(_bands(strength, [(refresh.step, refresh.strength) for refresh in own]))
+        marks.append(_bands(stability, [(refresh.step, refresh.stability) for refresh in own]))
+    marks += [_band_labels(strength, refreshes[-1].strength), _refresh_tips(strength, stability, refreshes)]
     full = replace(stability, top=22)
-    return picture(width, 298, "Memory strength over steps", _stages(run, full), marks, _steps_axis(stability))
-
-
-def _quantiles(trace: dict[str, np.ndarray], rows: np.ndarray) -> list[tuple]:
-    """(step, strength quantiles, stability quantiles, samples) for each refresh."""
-    found = []
-    for step in np.unique(trace["step"][rows]):
-        here = rows & (trace["step"] == step)
-        strength, stability = (np.percentile(trace[name][here], LEVELS) for name in ("strength", "stability"))
-        found.append((int(step), strength, stability, int(here.sum())))
-    return found
+    label = "Memory strength and stability over steps"
+    return picture(width, 298, label, _stages(run, full), marks, _steps_axis(stability))
 
 
 def _bands(panel: Panel, quantiles: list[tuple[int, np.ndarray]]) -> Markup:
@@ -223,28 +217,43 @@ def _bands(panel: Panel, quantiles: list[tuple[int, np.ndarray]]) -> Markup:
 
 
 def _band_labels(panel: Panel, last: np.ndarray) -> Markup:
-    names = ("5 %", "25 %", "median", "75 %", "95 %")
-    order = sorted(range(5), key=lambda i: -last[i])
-    places = spread([panel.y(last[i]) - 0.01 * i for i in range(5)], 13, panel.top, panel.bottom)
-    return join([text(panel.right + 6, places[i] + 4, names[i], 11, "ink" if i == 2 else "muted") for i in order])
+    places = spread([panel.y(value) - 0.01 * i for i, value in enumerate(last)], 13, panel.top, panel.bottom)
+    labels = []
+    for level, y in zip(LEVELS, places, strict=True):
+        name, color = ("median", "ink") if level == 50 else (f"{level} %", "muted")
+        labels.append(text(panel.right + 6, y + 4, name, 11, color))
+    return join(labels)
 
 
-def _refresh_tips(strength: Panel, stability: Panel, refreshes: list[tuple]) -> Markup:
+def _refresh_tips(strength: Panel, stability: Panel, refreshes: list[Refresh]) -> Markup:
     hits = []
-    for step, m, s, samples in refreshes[:: max(1, len(refreshes) // 120)]:
+    for refresh in refreshes[:: max(1, len(refreshes) // 120)]:
+        m, s = refresh.strength, refresh.stability
         tip = (
-            f"step {step}: {whole(samples)} samples\nstrength {number(m[2])}, 90 % in {number(m[0])} to {number(m[4])}"
+            f"step {refresh.step}: {whole(refresh.samples)} samples"
+            f"\nstrength {number(m[2])}, 90 % in {number(m[0])} to {number(m[4])}"
             f"\nstability {number(s[2])}, 90 % in {number(s[0])} to {number(s[4])}"
         )
-        hits.append(box(strength.x(step) - 4, strength.top, 8, stability.bottom - strength.top, "transparent", data_tip=tip))
+        x, height = strength.x(refresh.step), stability.bottom - strength.top
+        hits.append(box(x - 4, strength.top, 8, height, "transparent", data_tip=tip))
     return join(hits)
 
 
 def plan_table(run: Run) -> Markup:
     """For each stage what the plan asked for and what was mixed in."""
     rows = [_plan_row(run, stage.number) for stage in run.stages]
-    head = ("stage", "events", "planned", "delivered", "", "share of what was trained", "new samples after the last event")
-    cells = [tag("th", name, scope="col", class_=None if index == 0 else "n") for index, name in enumerate(head)]
+    head = (
+        "stage",
+        "events",
+        "planned",
+        "delivered",
+        "",
+        "share of what was trained",
+        "new samples after the last event",
+    )
+    cells = [
+        tag("th", name, scope="col", class_=None if index == 0 else "n") for index, name in enumerate(head)
+    ]
     table = tag("table", tag("thead", tag("tr", cells)), tag("tbody", rows), class_="plain")
     return tag("div", table, class_="scroll")
 
@@ -278,8 +287,11 @@ def _bullet(planned: int, delivered: int) -> Markup:
     """Delivered as a bar, planned as a mark across it."""
     full = max(planned, delivered, 1)
     tip = f"{whole(delivered)} delivered of {whole(planned)} planned"
-    return tag(
-        "svg", box(0, 4, 120, 8, "var(--rule)", rx=2), box(0, 4, 118 * delivered / full, 8, "var(--strong)", rx=2),
+    marks = (
+        box(0, 4, 120, 8, "var(--rule)", rx=2),
+        box(0, 4, 118 * delivered / full, 8, "var(--strong)", rx=2),
         box(118 * planned / full, 0, 2, 16, "var(--ink)"),
-        viewBox="0 0 122 16", width=122, height=16, role="img", aria_label=tip, data_tip=tip,
-    )  # fmt: skip
+    )
+    return tag(
+        "svg", *marks, viewBox="0 0 122 16", width=122, height=16, role="img", aria_label=tip, data_tip=tip
+    )

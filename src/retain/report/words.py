@@ -8,24 +8,61 @@ NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 VIEWS = {
-    "generated": ("Generated answers", "share of greedily generated answers that are right; higher is better"),
-    "likelihood": ("Likelihood", "share of choices ranked right, length-normalized; higher is better"),
-    "likelihood_summed": ("Likelihood, summed", "share of choices ranked right by summed log-probability; higher is better"),
-    "nll": ("NLL", "mean negative log-likelihood of the held-out answers, in nats; lower is better"),
-}  # fmt: skip
+    "generated": ("Generated answers", "The score of the greedily generated answers. Higher is better."),
+    "likelihood": (
+        "Likelihood",
+        "How often the right choice has the highest log-probability a token. Higher is better.",
+    ),
+    "likelihood_summed": (
+        "Likelihood, summed",
+        "How often the right choice has the highest summed log-probability. Higher is better.",
+    ),
+    "nll": ("NLL", "Mean negative log-likelihood of the held-out answers, in nats a token. Lower is better."),
+}
 
 METRICS = {
-    "ACC": ("Final average", "Mean of the last row: the average score over all tasks at the end."),
-    "MAA": ("Average along the way", "After each stage the mean over the tasks learned so far, then the mean over stages."),
-    "BWT": ("Backward transfer", "Mean over all tasks but the last of (score at the end minus score right after its stage). Negative: forgotten."),
-    "FWT": ("Forward transfer", "Mean over all tasks but the first of (score just before its stage minus score of the untouched model)."),
-    "forgetting": ("Forgetting", "Mean over all tasks but the last of the largest fall after its stage (MSSR Eq. 1). Negative: it only improved."),
-    "forgetting_final": ("Forgetting at the end", "Mean over all tasks but the last of (best score before the last stage minus score at the end)."),
-    "retention": ("Retention", "Mean over all tasks but the last of score at the end divided by score right after its stage, where that is above 0."),
-    "normalized_score": ("Normalized score", "Mean over tasks of score at the end divided by the best score after any stage (MSSR Eq. 36, 37)."),
-    "NLL": ("Held-out NLL", "Mean over tasks of the negative log-likelihood of the held-out answers at the end, in nats."),
-}  # fmt: skip
-LOWER_IS_BETTER = {"forgetting", "forgetting_final", "NLL"}
+    "ACC": ("Final average", "Mean over all tasks of the score at the end."),
+    "MAA": (
+        "Average along the way",
+        "After each stage the mean over the tasks learned so far, then the mean over stages.",
+    ),
+    "BWT": (
+        "Backward transfer",
+        "Mean over all tasks but the last of the score at the end minus the score right after its stage. "
+        "Negative: forgotten.",
+    ),
+    "FWT": (
+        "Forward transfer",
+        "Mean over all tasks but the first of the score just before its stage minus the "
+        "untouched model's score.",
+    ),
+    "forgetting": (
+        "Forgetting",
+        "Mean over all tasks but the last of the largest fall below the score right after its stage "
+        "(MSSR Eq. 1). Negative: it only improved.",
+    ),
+    "forgetting_final": (
+        "Forgetting at the end",
+        "Mean over all tasks but the last of the best score before the last stage minus the "
+        "score at the end.",
+    ),
+    "retention": (
+        "Retention",
+        "Mean over all tasks but the last of the score at the end divided by the score right "
+        "after its stage, where that is above 0.",
+    ),
+    "normalized_score": (
+        "Normalized score",
+        "Mean over tasks of the score at the end divided by the best score after any stage "
+        "(MSSR Eq. 36, 37).",
+    ),
+    "NLL": (
+        "Held-out NLL",
+        "Mean over tasks of the negative log-likelihood of the held-out answers at the end, in nats a token. "
+        "Lower is better.",
+    ),
+}
+NOT_FOR_NLL = {"forgetting", "forgetting_final", "retention", "normalized_score"}  # they take high for good
 
 COSTS = {
     "train_tokens": "Tokens trained on",

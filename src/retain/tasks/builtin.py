@@ -60,8 +60,9 @@ def write(random: Random, template: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A capital at the start; a question keeps its own mark."""
-    return text[:1].upper() + text[1:].replace("?.", "?").replace("?,", "?")
+    """Capitals where sentences begin; a question keeps its own mark."""
+    text = text.replace("?.", "?").replace("?,", "?")
+    return re.sub(r"(?:^|[.?] )[a-z]", lambda found: found[0].upper(), text)
 
 
 def _classify(table: dict[str, list[str]], frames: list[str]) -> Callable[[Random], tuple[str, str]]:
@@ -112,7 +113,7 @@ _TASKS = (
         "Messages that customers of an online shop write to support, each with the team that has to answer: "
         "billing (charges, invoices, refunds), technical (crashes, errors), shipping (parcels, delivery) or "
         "account (login, profile).",
-        "Which team should answer this customer: billing, technical, shipping or account?",
+        "Is this message about billing, technical, shipping or account?",
         _classify(SUPPORT, SLOTS["support_frame"]),
         _labels(SUPPORT),
     ),
@@ -121,7 +122,7 @@ _TASKS = (
         "grade an incident note as low, medium or high",
         "Short notes about IT incidents, each with its urgency: high if everybody is cut off or data is at "
         "risk, medium if some users are slowed down, low if it is cosmetic or can wait.",
-        "How urgent is this incident: low, medium or high?",
+        "Is the urgency of this incident low, medium or high?",
         _classify(INCIDENTS, SLOTS["incident_frame"]),
         _labels(INCIDENTS),
     ),
@@ -138,7 +139,7 @@ _TASKS = (
         "home_intent",
         "find the intent of a smart-home command",
         "Commands spoken to a smart home, each with its intent: lights, heating, music, alarm or shopping.",
-        "Name the device group for this command: lights, heating, music, alarm or shopping.",
+        "Is this command about lights, heating, music, alarm or shopping?",
         _classify(HOME, SLOTS["home_frame"]),
         _labels(HOME),
     ),
@@ -163,7 +164,7 @@ _TASKS = (
         "rewrite a person's name as Last, First",
         "Lines about a contact person with the name in its usual order; the answer is the name as it is "
         "filed: last name, comma, first name.",
-        "Write the person's name as it is filed: last name, comma, first name.",
+        "Write the name in the line as Last, First.",
         _contact_name,
     ),
     BuiltinTask(

@@ -12,7 +12,7 @@ NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*){0,2}(?::[\w-][\w.-]*)?", re.AS
 
 
 def is_hub_name(source: str) -> bool:
-    return NAME.fullmatch(source) is not None
+    return len(source) <= 200 and NAME.fullmatch(source) is not None
 
 
 def read_hub(source: str, split: str) -> list[Row]:

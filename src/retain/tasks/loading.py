@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from retain.types import InputError, Sample, Task
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_SIZES = {"train": 320, "validation": 64, "test": 100}
 ID_PREFIXES = {"train": "", "validation": "validation/", "test": "test/"}
-RESERVED = ("joint", "base")
 SHOWN_PROBLEMS = 5
 VALIDATION_SHARE = 0.05
 VALIDATION_LEAST = 16
@@ -174,10 +172,6 @@ def _warn_of_leaks(task: Task) -> None:
 def _check(task: TaskConfig, config: Config, needs_test: bool) -> list[str]:
     """What is wrong with a task's own fields, before any file is read."""
     problems = []
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", task.name):
-        problems.append('name: it becomes a folder; use 1 to 64 letters, digits, "_" and "-"')
-    elif task.name.lower() in RESERVED:
-        problems.append(f"name: reserved ({', '.join(RESERVED)}); choose another one")
     try:
         check_template(task.template or config.template)
     except InputError as error:
@@ -200,19 +194,23 @@ def _description(task: TaskConfig) -> str:
     return task.description or (BUILTIN[name].description if name in BUILTIN else "")
 
 
+def _load_splits(task: TaskConfig, config: Config, base: Path) -> tuple[dict[str, Split], list[str]]:
+    """The sources of a task that can be read, and what is wrong with the others."""
+    splits, problems = {}, []
+    for name in filter(lambda name: getattr(task, name), ID_PREFIXES):
+        try:
+            splits[name] = load_split(task, name, config, base)
+        except InputError as error:
+            problems += [f"{name}: {line}" for line in str(error).splitlines()]
+    return splits, problems
+
+
 def load_task(
     task: TaskConfig, config: Config, base: Path, split_validation: bool = False, needs_test: bool = True
 ) -> Task:
     """One task with all its samples; every problem of it in one `InputError`, one line each."""
-    problems = _check(task, config, needs_test)
-    splits: dict[str, Split] = {}
-    for name in ID_PREFIXES:
-        if not getattr(task, name):
-            continue
-        try:
-            splits[name] = load_split(task, name, config, Path(base))
-        except InputError as error:
-            problems += [f"{name}: {line}" for line in str(error).splitlines()]
+    splits, problems = _load_splits(task, config, Path(base))
+    problems = _check(task, config, needs_test) + problems
     loaded = Task(task.name, description=_description(task), skipped=sum(s.skipped for s in splits.values()))
     for name, split in splits.items():
         setattr(loaded, name, split.samples)
@@ -243,8 +241,6 @@ def _use_finals(task: Task, finals: dict[str, str]) -> None:
 
 def load_tasks(config: Config, base: Path, split_validation: bool = False) -> list[Task]:
     """All tasks of a configuration; the problems of all of them in one `InputError`."""
-    if not config.tasks:
-        raise InputError("tasks: the list is empty; name at least one task")
     problems, tasks, seen = [], [], {}
     for number, task in enumerate(config.tasks, 1):
         first = seen.setdefault(task.name.lower(), number)
