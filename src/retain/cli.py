@@ -85,7 +85,7 @@ def quickstart(
       retain quickstart
       retain quickstart --out runs/first
     """
-    from retain.run import quickstart as run_quickstart
+    from retain.quickstart import quickstart as run_quickstart
 
     folder = run_quickstart(Path(out) if out else None)
     finished = sorted(folder.glob("*/results.json"), key=lambda path: path.stat().st_mtime)
@@ -247,6 +247,8 @@ def _read_trace(trace: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{source}, {where}: not valid JSON: {error.msg}") from None
+    except ValueError as error:
+        raise InputError(f"{source}: a number is too long to read ({error})") from None
     except RecursionError:
         raise InputError(f"{source}: not a trace: nested too deeply") from None
 

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retain.batching import Encoded, truncate
+from retain.cache import cache_folder
 from retain.config import Config, LoraConfig, ModelConfig
 from retain.types import InputError, Sample
 
@@ -109,6 +110,7 @@ class LanguageModel:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format."""
         self.model.save_pretrained(folder, safe_serialization=True)
 
     def load_adapter(self, folder: Path) -> None:
@@ -125,9 +127,12 @@ class LanguageModel:
             yield
 
 
-def load_model(config: Config) -> LanguageModel:
-    """Load model and tokenizer, attach LoRA with weights drawn from the run's seed."""
-    source = _locate(config.model)
+def load_model(config: Config, base: Path = Path()) -> LanguageModel:
+    """Load model and tokenizer, attach LoRA with weights drawn from the run's seed.
+
+    base: the folder that a relative model path is relative to.
+    """
+    source = _locate(config.model, base)
     options = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision or "main"}
     dtype = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     try:
@@ -148,12 +153,13 @@ def load_model(config: Config) -> LanguageModel:
     return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
 
 
-def _locate(config: ModelConfig) -> str:
+def _locate(config: ModelConfig, base: Path) -> str:
     if config.name in ALIASES:
         return str(embedded_model())
-    if Path(config.name).exists() and not (Path(config.name) / "config.json").is_file():
+    local = base / config.name
+    if local.exists() and not (local / "config.json").is_file():
         raise InputError(f"model.name: {config.name!r} exists but holds no config.json of a transformers model")
-    return config.name
+    return str(local) if local.exists() else config.name
 
 
 def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.PeftModel:
@@ -175,12 +181,8 @@ def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.Pe
             ) from error
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: RETAIN_CACHE, else ~/.cache/retain."""
-    return Path(os.environ.get("RETAIN_CACHE") or Path.home() / ".cache" / "retain")
-
-
 def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

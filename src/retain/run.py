@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from retain.buffer import Buffer
 from retain.config import Config, TaskConfig, load_config, make_config
 from retain.evaluate import evaluate_task
 from retain.losses import detect_packing, sample_losses
-from retain.model import LanguageModel, load_model
+from retain.model import ALIASES, LanguageModel, load_model
 from retain.presets import parse_strategy, preset_of
 from retain.report import write_report
 from retain.rundir import RunDir, write_json
@@ -90,7 +91,7 @@ class Learner:
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
             self._accelerator = Accelerator(mixed_precision=_precision(self.config))
-            self._lm = load_model(self.config)
+            self._lm = load_model(self.config, self.dir.path)
             self._lm.model.to(self._accelerator.device)
             self._lm.packs = detect_packing(self._lm)
             if len(self.dir.rows()) > 1:
@@ -123,8 +124,8 @@ class Learner:
             values = task.model_dump() if isinstance(task, TaskConfig) else task
             loaded, spec = self._load_rows(values) if isinstance(values, dict) else self._load_spec(values)
         if spec.name not in [known.name for known in self.config.tasks]:
-            config = self.config.model_copy(update={"tasks": [*self.config.tasks, spec]})
-            self.config = relocate(config, self.base, self.dir.path)
+            spec = relocate(self.config.model_copy(update={"tasks": [spec]}), self.base, self.dir.path).tasks[0]
+            self.config = self.config.model_copy(update={"tasks": [*self.config.tasks, spec]})
             self.dir.claim(self.config)
         return loaded
 
@@ -162,7 +163,7 @@ class Learner:
         self._announce(stage)
         with self.dir.finish_row(number, task.name) as folder:
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
-            replayer = Replayer(stage.plan, self.config, number, stage.first_step, buffer.memory)
+            replayer = self._replayer(stage, buffer)
             strategy = STRATEGIES[parse_strategy(self.config.strategy)[0][0]]()
             watch = Watch(self.dir.log, trace.write, self._after_step(stage))
             started = time.perf_counter()
@@ -177,7 +178,8 @@ class Learner:
             truncated = sum(lm.encode(sample).truncated for sample in task.train)
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
                          truncated=truncated, **costs)  # fmt: skip
-            self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated)
+            self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
+                        last_event=replayer.last_event)  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
         self._write_results()
 
@@ -186,6 +188,11 @@ class Learner:
         joint = preset_of(self.config.strategy).joint
         plans = plan_run(self.config, sizes if not joint else [(task.name, len(task.train))], len(self._seed))
         return Stage(number, task, plans[number - 1], sum(plan.steps for plan in plans[: number - 1]))
+
+    def _replayer(self, stage: Stage, buffer: Buffer) -> Replayer:
+        confidences = {name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()}
+        last = self.dir.scores(self.dir.rows()[-1]).get("last_event")
+        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last)
 
     def _announce(self, stage: Stage) -> None:
         plan = stage.plan
@@ -247,6 +254,8 @@ class Learner:
         for task in self.tasks:
             scores[task.name] = self._score_task(folder, row, task, costs)
         write_json(folder / "scores.json", {"row": row, **facts, "scores": scores, "costs": costs})
+        marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]
+        log.info("%s  %s", "untouched model:" if row == 0 else f"after stage {row}:", "  ".join(marks))
 
     def _score_task(self, folder: Path, row: int, task: Task, costs: dict[str, float]) -> dict[str, Any]:
         found, predictions = evaluate_task(self.lm, task, self.config.evaluation)
@@ -314,14 +323,17 @@ class Learner:
             )
 
 
-def run(config: Config, base: Path, out: Path | None = None) -> Path:
+def run(config: Config, base: Path, out: Path | None = None, base_row: Path | None = None) -> Path:
     """Train and score all tasks of a configuration; returns the run's directory. Resumes what is there.
 
     base: the folder that relative paths in `config` are relative to. out: overrides `config.output`.
+    base_row: the scores of the untouched model from another run with the same model and tasks.
     """
     out = out or base / config.output
     tasks = load_tasks(config, base, split_validation=config.training.patience is not None)
     learner = Learner.of(config, base, out, tasks)
+    if base_row and base_row.is_dir() and not learner.dir.rows():
+        shutil.copytree(base_row, learner.dir.stages / base_row.name)
     done = [row.name for row in learner.dir.rows()[1:]]
     if done:
         log.info("resuming %s: %s finished already", out, ", ".join(done))
@@ -351,7 +363,7 @@ def evaluate(run_dir: Path, stage: int | None = None) -> dict[str, Any]:
 
     Nothing in the directory changes. Returns {"stage", "scores": {task: scores}}.
     """
-    config = load_config(run_dir / "config.yaml")
+    config = load_config(run_dir / "config.yaml", need_tasks=False)
     rows = RunDir(run_dir).rows()
     stage = len(rows) - 1 if stage is None else stage
     if not 0 <= stage < len(rows):
@@ -375,8 +387,10 @@ def relocate(config: Config, base: Path, folder: Path) -> Config:
     def moved(task: TaskConfig | None) -> TaskConfig | None:
         return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS})
 
+    model = config.model.model_copy(update={"name": move(config.model.name)})
     return config.model_copy(
         update={
+            "model": model if config.model.name not in ALIASES else config.model,
             "tasks": [moved(task) for task in config.tasks],
             "buffer": config.buffer.model_copy(update={"seed": moved(config.buffer.seed)}),
             "output": ".",

@@ -37,22 +37,22 @@ class RunDir:
         self.path = path
         self.stages = path / "stages"
 
-    def claim(self, config: Config) -> Config:
-        """Make the directory this run's, or check that it already is; returns the config that holds.
+    def claim(self, config: Config) -> None:
+        """Make the directory this run's, or check that it already is.
 
         Tasks may be appended to a run that exists; everything else must be the same.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         if self.config_file.exists():
-            self._check_same(load_config(self.config_file), config)
+            self._check_same(load_config(self.config_file, need_tasks=False), config)
         elif self.path.exists() and any(self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
         self.stages.mkdir(parents=True, exist_ok=True)
         for leftover in self.stages.glob(".*"):
             shutil.rmtree(leftover)
         write_text(self.config_file, dump_config(config))
-        return config
+        self._drop_torn_line()
 
     def _check_same(self, old: Config, new: Config) -> None:
         kept = new.model_copy(update={"tasks": new.tasks[: len(old.tasks)], "output": old.output})
@@ -62,6 +62,12 @@ class RunDir:
                 f"output: {self.path} holds another run; what differs: {'; '.join(changes)}. "
                 "Choose another directory with --out, or restore these values to resume"
             )
+
+    def _drop_torn_line(self) -> None:
+        """Cut off a journal line that a crash left half-written."""
+        path = self.path / "journal.jsonl"
+        if path.exists() and not (whole := path.read_bytes()).endswith(b"\n"):
+            os.truncate(path, whole.rfind(b"\n") + 1)
 
     @property
     def config_file(self) -> Path:
@@ -158,4 +164,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -19,6 +19,7 @@ EXPLAINED = (
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
+    """The runs in these directories. Raises InputError for none at all and for a broken one."""
     if not run_dirs:
         raise InputError(
             "comparison: no run directory given; name at least one output directory of `retain run`"
@@ -36,6 +37,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def all_tasks(runs: Sequence[Run]) -> list[str]:
+    """Every task any of the runs trains, in the order they first appear."""
     return list(dict.fromkeys(task for run in runs for task in run.tasks))
 
 
@@ -43,6 +45,7 @@ ROW, TOP, LABELS = 30, 62, 92
 
 
 def panel_height(tasks: Sequence[str]) -> int:
+    """Pixels a panel of these tasks needs."""
     return TOP + ROW * len(tasks) + 22
 
 

@@ -56,6 +56,7 @@ def document(title: str, body: Markup) -> str:
 
 
 def report_body(run: Run) -> Markup:
+    """The page's sections in their order."""
     return join(
         _title(run),
         tag("p", scores.headline(run), class_="headline"),
@@ -150,6 +151,7 @@ def _drawn(figure: Callable[[Run, int], Markup], run: Run, lead: str) -> Markup:
 
 
 def timeline_or_reason(run: Run) -> Markup:
+    """The replay timeline, or one line that says why there is none."""
     if not run.records("event"):
         return _say(f"This run replayed nothing{_why_no_replay(run)}.")
     events, replayed = run.records("event"), sum(step.get("replayed") or 0 for step in run.records("step"))
@@ -165,12 +167,14 @@ def _why_no_replay(run: Run) -> str:
 
 
 def loss_or_reason(run: Run) -> Markup:
+    """The training loss, or one line that says why there is none."""
     if not any(training.known(step.get("new_loss")) for step in run.records("step")):
         return _say("No training step is recorded yet.")
     return _drawn(training.loss, run, "Faint as measured, bold a running mean within each stage.")
 
 
 def memory_or_reason(run: Run) -> Markup:
+    """The memory figure, or one line that says why there is none."""
     if run.trace is None or not run.stages:
         return _say("No memory was recorded in this run.")
     return _drawn(
@@ -179,6 +183,7 @@ def memory_or_reason(run: Run) -> Markup:
 
 
 def plan_or_reason(run: Run) -> Markup:
+    """Plan against fact, or one line that says why there is none."""
     planned = any(plan.get("events") for plan in run.plans.values())
     if not run.stages or not (planned or run.records("event")):
         return _say("Nothing was planned, nothing was replayed.")

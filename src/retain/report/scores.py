@@ -27,6 +27,7 @@ class View:
 
 
 def view_of(run: Run, name: str) -> View:
+    """The scale of a matrix: 0 to 1, or 0 to the run's highest NLL."""
     if name != "nll":
         return View(name, 1.0, 1)
     tables = (run.results["matrices"], run.results["evaluation_only"]["matrices"])

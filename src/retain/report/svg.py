@@ -24,6 +24,7 @@ def clean(text: object) -> str:
 
 
 def escape(value: object) -> Markup:
+    """Text as markup; markup as it is."""
     return value if isinstance(value, Markup) else Markup(html.escape(clean(value)))
 
 
@@ -62,21 +63,25 @@ def picture(width: float, height: float, label: str, *children: object) -> Marku
 def text(
     x: float, y: float, content: object, size: float = 12, color: str = "muted", **more: object
 ) -> Markup:
+    """A line of text whose baseline starts (or ends, by text_anchor) at (x, y)."""
     return tag("text", content, x=float(x), y=float(y), font_size=size, fill=f"var(--{color})", **more)
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, color: str = "rule", **more: object) -> Markup:
+    """A straight line."""
     return tag(
         "line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=f"var(--{color})", **more
     )
 
 
 def box(x: float, y: float, width: float, height: float, fill: str, **more: object) -> Markup:
+    """A rectangle from its upper left corner; a negative size becomes 0."""
     return tag("rect", x=float(x), y=float(y), width=float(max(width, 0)), height=float(max(height, 0)),
                fill=fill, **more)  # fmt: skip
 
 
 def dot(x: float, y: float, radius: float, fill: str, **more: object) -> Markup:
+    """A circle."""
     return tag("circle", cx=float(x), cy=float(y), r=float(radius), fill=fill, **more)
 
 
@@ -86,6 +91,7 @@ def shorten(name: str, pixels: float, size: float = 12) -> str:
 
 
 def cut(name: str, length: int) -> str:
+    """`name` cut to `length` characters with an ellipsis; empty if only that would be left."""
     return name if len(name) <= length else name[: length - 1] + "…" if length >= 2 else ""
 
 

@@ -167,6 +167,7 @@ def _loss_tips(steps: list[dict], panel: Panel, size: int) -> Markup:
 
 
 def known(value: object) -> bool:
+    """Whether `value` is a finite number."""
     return isinstance(value, int | float) and bool(np.isfinite(value))
 
 

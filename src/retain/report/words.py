@@ -89,12 +89,14 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
+    """+0.05, or a proper minus; what rounds to zero has no sign."""
     written = number(value, digits)
     is_zero = not any(digit in "123456789" for digit in written)
     return written if written.startswith(MINUS) or is_zero else f"+{written}"
 
 
 def whole(value: float | None) -> str:
+    """81,920."""
     return number(value, 0)
 
 
@@ -106,6 +108,7 @@ def compact(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """3.1 s, 6 min 52 s, 2 h 01 min."""
     if seconds is None or not math.isfinite(seconds):
         return NOTHING
     if seconds < 60:
@@ -115,6 +118,7 @@ def duration(seconds: float | None) -> str:
 
 
 def cost(name: str, value: float | None) -> str:
+    """A cost in the unit its name tells: time, memory or a count."""
     if value is None:
         return NOTHING
     if name.endswith("seconds"):
