@@ -58,7 +58,10 @@ def test_padded_rows_mark_padding():
     assert row.input_ids.tolist() == [[1, 2, 3], [4, 5, 0]]
     assert row.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert row.tokens == 5
-    assert [(int(row.rows[k]), int(row.keep[row.columns[k]]), int(row.targets[k])) for k in range(2)] == [(0, 1, 3), (1, 0, 5)]
+    assert [(int(row.rows[k]), int(row.keep[row.columns[k]]), int(row.targets[k])) for k in range(2)] == [
+        (0, 1, 3),
+        (1, 0, 5),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -66,14 +66,11 @@ def test_the_mix_of_kinds():
 
 def test_answers_follow_from_the_inputs():
     for row in BUILTIN["order_number"].generate("test", 300, 5):
-        assert re.fullmatch(r"[A-Z]{2}-?\d{4,5}", row["output"]) and row["input"].count(row["output"]) == 1
-        assert len(re.findall(r"[A-Z]{2}-?\d{4}", row["input"])) == 1
+        assert re.fullmatch(r"[A-Z]{2}-\d{4,5}", row["output"]) and row["input"].count(row["output"]) == 1
+        assert len(re.findall(r"[A-Z]{2}-\d{4}", row["input"])) == 1
     for row in BUILTIN["iso_date"].generate("test", 300, 5):
         day = date.fromisoformat(row["output"])
         assert f"{day:%B}" in row["input"] and str(day.year) in row["input"] and f"{day.day}" in row["input"]
-    for row in BUILTIN["contact_name"].generate("test", 300, 5):
-        last, first = row["output"].split(", ")
-        assert f"{first} {last}" in row["input"]
     for row in BUILTIN["invoice_total"].generate("test", 300, 5):
         amounts = [int(amount) for amount in re.findall(r"\$(\d+)", row["input"])]
         assert len(amounts) == 2 and row["output"] == f"${sum(amounts)}"

@@ -9,7 +9,7 @@ __all__ = ["Learner", "__version__"]
 def __getattr__(name: str):
     """`Learner` needs torch, so it is imported when first asked for."""
     if name == "Learner":
-        from retain.run import Learner
+        from retain.learner import Learner
 
         return Learner
     raise AttributeError(f"module 'retain' has no attribute {name!r}")

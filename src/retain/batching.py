@@ -138,5 +138,7 @@ def _row(ids, positions, mask, sequences, indices, where, tokens) -> Row:
         targets += [sequences[i].ids[k] for k in labels]
         owners += [member] * len(labels)
     keep, columns = np.unique(np.asarray(columns, dtype=np.int64), return_inverse=True)
-    tensors = [torch.as_tensor(x, dtype=torch.long) for x in (ids, positions, keep, rows, columns, targets, owners)]
+    tensors = [
+        torch.as_tensor(x, dtype=torch.long) for x in (ids, positions, keep, rows, columns, targets, owners)
+    ]
     return Row(list(indices), tensors[0], tensors[1], mask, *tensors[2:], tokens=tokens)

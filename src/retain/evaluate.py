@@ -61,12 +61,15 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
     records, tokens, written = [], 0, 0
     batches = range(0, len(task.test), config.batch_size)
     lm.model.eval()
-    for first in tqdm(batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None):
+    for first in tqdm(
+        batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None
+    ):
         chunk = task.test[first : first + config.batch_size]
         candidates, seen = _candidates(lm, chunk)
         answers, extra = _answers(lm, chunk, candidates, limit)
         records += [
-            _record(task, sample, answer, candidates[i]) for i, (sample, answer) in enumerate(zip(chunk, answers, strict=True))
+            _record(task, sample, answer, candidates[i])
+            for i, (sample, answer) in enumerate(zip(chunk, answers, strict=True))
         ]
         tokens, written = tokens + seen, written + extra
     scores = TaskScores(
@@ -103,7 +106,12 @@ def _candidates(lm: LanguageModel, samples: Sequence[Sample]) -> tuple[list[list
     with torch.no_grad():
         for row in make_rows(lm, sequences):
             logits = label_logits(lm, row)
-            found = zip(row.owners.tolist(), token_losses(logits, row).tolist(), logits.argmax(-1).tolist(), strict=True)
+            found = zip(
+                row.owners.tolist(),
+                token_losses(logits, row).tolist(),
+                logits.argmax(-1).tolist(),
+                strict=True,
+            )
             for owner, loss, token in found:
                 losses[row.members[owner]].append(loss)
                 best[row.members[owner]].append(token)
@@ -119,7 +127,9 @@ def draft(candidates: Sequence[Candidate], stop_ids: Sequence[int], limit: int) 
     """The greedy answer as far as the scored candidates tell it, and whether that is all of it."""
     prefix: list[int] = []
     while len(prefix) < limit:
-        known = next((c for c in candidates if len(c.best) > len(prefix) and c.targets[: len(prefix)] == prefix), None)
+        known = next(
+            (c for c in candidates if len(c.best) > len(prefix) and c.targets[: len(prefix)] == prefix), None
+        )
         if known is None:
             return prefix, False
         token = known.best[len(prefix)]
@@ -160,7 +170,11 @@ def _record(task: Task, sample: Sample, prediction: str, candidates: Sequence[Ca
     if sample.choices:
         by_mean = int(np.argmin([c.losses.mean() for c in candidates]))
         by_sum = int(np.argmin([c.losses.sum() for c in candidates]))
-        record |= {"choice": texts[by_mean], "likelihood": float(by_mean == right), "likelihood_summed": float(by_sum == right)}
+        record |= {
+            "choice": texts[by_mean],
+            "likelihood": float(by_mean == right),
+            "likelihood_summed": float(by_sum == right),
+        }
     return record
 
 

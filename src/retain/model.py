@@ -102,7 +102,9 @@ class LanguageModel:
 
     def _render(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> list[int]:
         if not self.tokenizer.chat_template:
-            raise InputError("model: its tokenizer has no chat template; give the data as prompt and completion")
+            raise InputError(
+                "model: its tokenizer has no chat template; give the data as prompt and completion"
+            )
         chat = [{"role": role, "content": content} for role, content in messages]
         text = self.tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -133,7 +135,10 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
     base: the folder that a relative model path is relative to.
     """
     source = _locate(config.model, base)
-    options = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision or "main"}
+    options = {
+        "trust_remote_code": config.model.trust_remote_code,
+        "revision": config.model.revision or "main",
+    }
     dtype = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -148,7 +153,9 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
         raise InputError(f"model.name: the tokenizer of {config.model.name!r} has no end-of-text token")
     limit = getattr(model.config, "max_position_embeddings", None) or config.training.max_length
     if limit < config.training.max_length:
-        log.warning("training.max_length %d is cut to the model's %d positions", config.training.max_length, limit)
+        log.warning(
+            "training.max_length %d is cut to the model's %d positions", config.training.max_length, limit
+        )
     adapted = _attach_lora(model, config.lora, config.seed)
     return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
 
@@ -158,7 +165,9 @@ def _locate(config: ModelConfig, base: Path) -> str:
         return str(embedded_model())
     local = base / config.name
     if local.exists() and not (local / "config.json").is_file():
-        raise InputError(f"model.name: {config.name!r} exists but holds no config.json of a transformers model")
+        raise InputError(
+            f"model.name: {config.name!r} exists but holds no config.json of a transformers model"
+        )
     return str(local) if local.exists() else config.name
 
 
@@ -175,7 +184,9 @@ def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.Pe
         try:
             return peft.get_peft_model(model, settings)
         except ValueError as error:
-            linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+            linear = {
+                n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
+            }
             raise InputError(
                 f"lora.target_modules: {lora.target_modules} not found in this model; it has {', '.join(sorted(linear))}"
             ) from error

@@ -37,29 +37,35 @@ class RunDir:
         self.path = path
         self.stages = path / "stages"
 
-    def claim(self, config: Config) -> None:
-        """Make the directory this run's, or check that it already is.
+    def claim(self, config: Config, adopt_tasks: bool = False) -> Config:
+        """Make the directory this run's, or check that it already is; returns the configuration that holds.
 
-        Tasks may be appended to a run that exists; everything else must be the same.
+        Tasks may be appended to a run that exists; everything else must be the same. `adopt_tasks`: take over
+        the list of tasks that stands there.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         if self.config_file.exists():
-            self._check_same(load_config(self.config_file, need_tasks=False), config)
+            old = load_config(self.config_file, need_tasks=False)
+            config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
+            self._check_same(old, config)
         elif self.path.exists() and any(self.path.iterdir()):
-            raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
+            raise InputError(
+                f"output: {self.path} is not empty and not a run; choose an empty or new directory"
+            )
         self.stages.mkdir(parents=True, exist_ok=True)
         for leftover in self.stages.glob(".*"):
             shutil.rmtree(leftover)
         write_text(self.config_file, dump_config(config))
         self._drop_torn_line()
+        return config
 
     def _check_same(self, old: Config, new: Config) -> None:
-        kept = new.model_copy(update={"tasks": new.tasks[: len(old.tasks)], "output": old.output})
-        changes = diff_config(old, kept)
+        changes = diff_config(old, new.model_copy(update={"tasks": new.tasks[: len(old.tasks)]}))
         if changes:
+            more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise InputError(
-                f"output: {self.path} holds another run; what differs: {'; '.join(changes)}. "
+                f"output: {self.path} holds another run; what differs: {'; '.join(changes[:5])}{more}. "
                 "Choose another directory with --out, or restore these values to resume"
             )
 
@@ -84,7 +90,7 @@ class RunDir:
 
     @contextmanager
     def finish_row(self, row: int, name: str) -> Iterator[Path]:
-        """A scratch folder that becomes the row's folder, and its buffer the run's, at the end or not at all."""
+        """A scratch folder that becomes the row's folder, and its buffer the run's, at the end or never."""
         scratch = self.stages / f".{row:02d}-{name}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -113,7 +119,9 @@ class RunDir:
         except ValueError as error:
             raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
 
-    def collect(self, config: Config, tasks: list[dict[str, Any]], peak_memory_bytes: int, versions: dict) -> dict:
+    def collect(
+        self, config: Config, tasks: list[dict[str, Any]], peak_memory_bytes: int, versions: dict
+    ) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
         rows = [self.scores(row) for row in self.rows()]
         joint = preset_of(config.strategy).joint
@@ -131,7 +139,11 @@ class RunDir:
             "matrices": matrices,
             "metrics": by_matrix.get("generated", {}) | {"NLL": sum(final) / len(final) if final else None},
             "metrics_by_matrix": by_matrix,
-            "evaluation_only": {"tasks": others, "matrices": guards, "change": _change(guards["generated"], others)},
+            "evaluation_only": {
+                "tasks": others,
+                "matrices": guards,
+                "change": _change(guards["generated"], others),
+            },
             "task_metrics": {t["name"]: t["metric"] for t in tasks},
             "costs": costs | {"peak_memory_bytes": peak_memory_bytes},
             "strategy": config.strategy,

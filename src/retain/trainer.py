@@ -17,8 +17,8 @@ from retain.config import Config, TrainingConfig
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
 from retain.model import LanguageModel
-from retain.schedules import round_amount
 from retain.scheduler import Replayer, StagePlan
+from retain.schedules import round_amount
 from retain.strategies.base import Strategy
 from retain.types import Sample, Task
 
@@ -69,7 +69,12 @@ class Optimization:
     """One stage's optimizer and learning-rate schedule, and the one place where weights change."""
 
     def __init__(
-        self, lm: LanguageModel, strategy: Strategy, accelerator: Accelerator, config: TrainingConfig, steps: int
+        self,
+        lm: LanguageModel,
+        strategy: Strategy,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        steps: int,
     ) -> None:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
         adamw = torch.optim.AdamW(
@@ -77,7 +82,9 @@ class Optimization:
         )
         self.optimizer = accelerator.prepare_optimizer(adamw)
         warmup = round_amount(config.warmup * steps)
-        self.schedule = get_scheduler(config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps)
+        self.schedule = get_scheduler(
+            config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps
+        )
 
     def step(self, samples: Sequence[Sample], weights: np.ndarray) -> np.ndarray:
         """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
@@ -129,7 +136,9 @@ def train_stage(
     optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps)
     refresh_every = refresh_interval(config.memory.refresh_every, plan.steps)
     strategy.begin_task(lm.model, task)
-    for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
+    for step, new in enumerate(
+        _bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1
+    ):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
         replayed = [buffer.samples[i] for i in replayer.draw(step)]
@@ -176,7 +185,12 @@ def review(buffer: Buffer, samples: Sequence[Sample], losses: np.ndarray, step: 
 
 
 def _account(
-    record: StageRecord, lm: LanguageModel, new: list[Sample], replayed: list[Sample], losses: np.ndarray, seconds: float
+    record: StageRecord,
+    lm: LanguageModel,
+    new: list[Sample],
+    replayed: list[Sample],
+    losses: np.ndarray,
+    seconds: float,
 ) -> dict[str, float | int | None]:
     """Add one step to the stage's costs; returns the step's own line for the log."""
     again = sum(len(lm.encode(sample)) for sample in replayed)

@@ -77,7 +77,7 @@ def _classify(table: dict[str, list[str]], frames: list[str]) -> Callable[[Rando
 
 
 def _order_number(random: Random) -> tuple[str, str]:
-    number = write(random, random.choice(["{letters}-####", "{letters}-#####", "{letters}#####"]))
+    number = write(random, random.choice(["{letters}-####", "{letters}-#####"]))
     return _sentence(write(random, random.choice(ORDERS)).replace("@", number)), number
 
 
@@ -89,17 +89,11 @@ def _iso_date(random: Random) -> tuple[str, str]:
     return frame.replace("@", form.format(name=name, day=day, year=year)), f"{year}-{month:02}-{day:02}"
 
 
-def _contact_name(random: Random) -> tuple[str, str]:
-    first, last = random.choice(SLOTS["name"]), random.choice(SLOTS["surname"])
-    frame = write(random, random.choice(SLOTS["contact"]))
-    return frame.replace("@", f"{first} {last}"), f"{last}, {first}"
-
-
 def _invoice_total(random: Random) -> tuple[str, str]:
     first, second = random.sample(SLOTS["goods"], 2)
-    low, high = random.randint(1, 9), random.randint(1, 9)
+    price, other = random.randint(1, 6), random.randint(1, 6)
     frame = write(random, random.choice(SLOTS["invoice"]))
-    return frame.replace("@", f"{first} ${low}, {second} ${high}"), f"${low + high}"
+    return frame.replace("@", f"${price} for {first} plus ${other} for {second}"), f"${price + other}"
 
 
 def _labels(table: dict[str, list[str]]) -> tuple[str, ...]:
@@ -109,20 +103,20 @@ def _labels(table: dict[str, list[str]]) -> tuple[str, ...]:
 _TASKS = (
     BuiltinTask(
         "support_routing",
-        "route a support message to one of four teams",
-        "Messages that customers of an online shop write to support, each with the team that has to answer: "
-        "billing (charges, invoices, refunds), technical (crashes, errors), shipping (parcels, delivery) or "
+        "route a support message by its topic",
+        "Messages that customers of an online shop write to support, each with the topic that decides which "
+        "team answers: payment (charges, refunds), error (crashes), delivery (late or damaged goods) or "
         "account (login, profile).",
-        "Is this message about billing, technical, shipping or account?",
+        "Is this message about a payment, an error, a delivery or an account?",
         _classify(SUPPORT, SLOTS["support_frame"]),
         _labels(SUPPORT),
     ),
     BuiltinTask(
         "incident_urgency",
-        "grade an incident note as low, medium or high",
-        "Short notes about IT incidents, each with its urgency: high if everybody is cut off or data is at "
-        "risk, medium if some users are slowed down, low if it is cosmetic or can wait.",
-        "Is the urgency of this incident low, medium or high?",
+        "grade an incident note as low or high",
+        "Short notes about IT incidents, each with its urgency: high if users cannot work or data is at risk, "
+        "low if it is cosmetic and can wait.",
+        "Is the urgency of this incident low or high?",
         _classify(INCIDENTS, SLOTS["incident_frame"]),
         _labels(INCIDENTS),
     ),
@@ -146,8 +140,8 @@ _TASKS = (
     BuiltinTask(
         "order_number",
         "copy the order number out of a message",
-        "Messages of customers that hold an order number such as KX-4821 among prices, dates and phone "
-        "numbers; the answer is the order number alone, copied exactly.",
+        "Messages of customers that hold an order number such as KX-4821 among prices, dates "
+        "and house numbers; the answer is the order number alone, copied exactly.",
         "Copy the order number from the message.",
         _order_number,
     ),
@@ -160,18 +154,10 @@ _TASKS = (
         _iso_date,
     ),
     BuiltinTask(
-        "contact_name",
-        "rewrite a person's name as Last, First",
-        "Lines about a contact person with the name in its usual order; the answer is the name as it is "
-        "filed: last name, comma, first name.",
-        "Write the name in the line as Last, First.",
-        _contact_name,
-    ),
-    BuiltinTask(
         "invoice_total",
         "add up the amounts of a small invoice",
         "Orders of two items with small whole prices in dollars; the answer is the total with a dollar sign, "
-        "such as $11.",
+        "such as $9.",
         "What is the total of this order in dollars?",
         _invoice_total,
     ),

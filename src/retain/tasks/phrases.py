@@ -6,37 +6,36 @@ MONTHS = (
 )  # fmt: skip
 
 SUPPORT = {
-    "billing": [
-        "I was charged twice for the {plan}, my bill says ${amount}",
-        "the bill for {month} shows ${amount}, which is too much",
-        "please refund the ${amount} on my last bill",
-        "I was billed ${amount} after I canceled the {plan}",
-        "I have a billing question about the ${amount} for the {plan}",
-        "the discount was not taken off the ${amount} on my bill",
-        "can I pay my {month} bill by bank transfer?",
+    "payment": [
+        "my payment of ${amount} was taken twice",
+        "the payment for {month} is ${amount}, which is too much",
+        "please refund my payment of ${amount}",
+        "my payment for the {plan} was declined",
+        "I need a receipt for my payment of ${amount} in {month}",
+        "the discount is missing from my ${amount} payment",
     ],
-    "technical": [
-        "the {app} crashes every time I {action}",
-        "I get error {code} whenever I {action}",
-        "the {app} has crashed on my {device} since the update on {day}",
-        "a technical error {code} stops the {app} on my {device}",
-        "the {app} only shows error {code} on my {device}",
-        "I have a technical problem, the {app} freezes when I {action}",
+    "error": [
+        "I get error {code} when I {action}",
+        "the {app} shows error {code} on my {device}",
+        "error {code} comes up since the update on {day}",
+        "the {app} crashes with an error when I {action}",
+        "there is an error in the {app}, it freezes on my {device}",
+        "error {code} stops the {app} on my {device}",
     ],
-    "shipping": [
-        "my package with the {item} has not been shipped",
-        "the package with my {item} has been in transit since {day}",
-        "the courier left the package with my {item} at the wrong address",
-        "can you ship the {item} on {day} instead?",
-        "the shipping of my {item} takes too long, it was due on {day}",
-        "when will the {item} I ordered in {month} be shipped?",
+    "delivery": [
+        "the delivery of my {item} is late",
+        "the delivery with my {item} went to the wrong address",
+        "can the delivery of the {item} come on {day} instead?",
+        "my {item} was crushed in the delivery on {day}",
+        "when is the delivery of the {item} I ordered in {month}?",
+        "the {item} is missing from my delivery",
     ],
     "account": [
         "I forgot the password of my account",
-        "please change the email address of my account to {email}",
+        "please change the email of my account to {email}",
         "I have been locked out of my account since {day}",
         "please close my account {email} by {day}",
-        "how do I add {name} as a second user of my account?",
+        "how do I add {name} to my account?",
         "please change the name on my account to {name} {surname}",
         "I cannot log in to my account {email}",
     ],
@@ -47,15 +46,10 @@ INCIDENTS = {
         "there is a small typo on the {page} page",
         "the icon on the {page} page has a slightly wrong color",
         "a small text on the {page} page is out of date",
+        "the {system} has a small typo in one of its emails",
+        "a small icon of the {system} is missing",
         "the layout of the {page} page is slightly off",
         "a small picture on the {page} page is missing",
-    ],
-    "medium": [
-        "the {system} is slow for some users in {city}",
-        "some users in {city} get errors in the {system}, a retry helps",
-        "the {system} sends some emails an hour late in {city}",
-        "some reports of the {system} are late for the team in {city}",
-        "search in the {system} is slow for some users in {city}",
     ],
     "high": [
         "the {system} is down for all users in {city}",
@@ -126,12 +120,12 @@ HOME = {
 ORDERS = [
     "{hello}where is order @? I paid ${amount} for it in {month}.",
     "{hello}I ordered a {item} for ${amount} and the order number is @.",
-    "{hello}order @ has not arrived, please call me on 555-####.",
+    "{hello}order @ has not arrived, please call me at {hour}.",
     "{hello}please cancel @, I ordered the {item} on {day} by mistake.",
     "{hello}my order @ from {month} 2# is missing a {item}.",
     "{hello}the {item} from order @ is broken. I want my ${amount} back.",
     "{hello}can you send @ to ## Mill Street in {city} instead?",
-    "{hello}I have waited for {period}. The order is @. My phone is 555-####.",
+    "{hello}I have waited for {period}. The order is @. I paid ${amount}.",
     "{hello}about @: the {item} should have cost ${amount}.",
     "{hello}this is {name} {surname}, I would like to return order @.",
 ]
@@ -145,10 +139,7 @@ SLOTS = {
         "", " Thanks, {name}.", " Please help.", " Can you look into this today?", " Regards, {name}.",
         " I have been a customer since 201#.", " This is the second time I write.",
     ],
-    "support_frame": [
-        "{hello}@.{thanks}", "@.{thanks}", "{hello}@, what now?",
-        "{hello}I did not find this in the FAQ: @.",
-    ],
+    "support_frame": ["{hello}@.", "{hello}@.{thanks}"],
     "incident_frame": [
         "@.", "{name} reports: @.", "since {hour}: @.", "ticket ####: @.", "note from {city}: @.",
         "{name} called at {hour}, @.", "{day} {hour}, @.",
@@ -167,15 +158,7 @@ SLOTS = {
         "Signed in {city} on @ by {name}.", "The warranty of the {item} runs until @.",
         "{name} is on leave from @.", "Payment of ${amount} received on @.",
     ],
-    "contact": [
-        "Please call @ about the {item}.", "Our contact in {city} is @.",
-        "@ from {city} asked for a quote.", "The invoice goes to @, room ##.",
-        "@ will pick up the {item} on {day}.", "Meeting on {day} with @ in {city}.",
-        "Signed by @ in {month}.", "@ paid ${amount} in {month}.",
-    ],
-    "invoice": [
-        "@", "{name}: @", "Table ##: @", "Order ###: @", "{day}, {city}: @", "To {name} {surname}: @",
-    ],
+    "invoice": ["@", "{name}: @", "{city}: @", "{day}, {city}: @", "{name} {surname}: @"],
     "letters": [
         "AB", "BK", "CX", "DL", "EF", "GT", "HK", "KX", "LM", "MR", "NP", "PZ", "QA", "RT", "SV", "TX",
         "VW",

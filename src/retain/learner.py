@@ -1,0 +1,372 @@
+"""The learner: where data, model, memory, training and scores of a run meet."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from retain.buffer import Buffer
+from retain.config import Config, TaskConfig, make_config
+from retain.evaluate import evaluate_task
+from retain.losses import detect_packing, sample_losses
+from retain.model import ALIASES, LanguageModel, load_model
+from retain.presets import parse_strategy, preset_of
+from retain.report import write_report
+from retain.rundir import RunDir, write_json
+from retain.scheduler import Replayer, plan_run
+from retain.schedules import round_amount
+from retain.strategies import STRATEGIES
+from retain.tasks import load_task
+from retain.trace import MemoryTrace, merge_traces
+from retain.trainer import Stage, StageRecord, Watch, train_stage
+from retain.types import InputError, Task
+
+log = logging.getLogger("retain")
+SPLITS = ("train", "validation", "test")
+IN_MEMORY = "in-memory"
+PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
+
+
+class Learner:
+    """Learns one task after another in one directory, and keeps what it learned before.
+
+    `learn` trains a stage and scores every task known so far; `retain run` does the same for the tasks of a
+    file. Made again on the same directory it goes on after the last finished stage.
+    """
+
+    def __init__(
+        self,
+        model: str | dict[str, Any] = "smollm2-135m",
+        strategy: Any = "mssr",
+        out: str | Path = "runs/my-run",
+        **config: Any,
+    ) -> None:
+        values = {"model": model, "strategy": strategy, "output": str(out), **config}
+        self._open(make_config(values, "Learner", need_tasks=False), Path.cwd(), Path(out), None)
+
+    @classmethod
+    def of(cls, config: Config, base: Path, out: Path, tasks: Sequence[Task]) -> Learner:
+        """A learner for a checked configuration whose `tasks` are loaded; paths are relative to `base`."""
+        learner = cls.__new__(cls)
+        learner._open(config, base, out, tasks)
+        return learner
+
+    def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
+        self.started = time.perf_counter()
+        self.base, self.dir = base, RunDir(out)
+        self.tasks, self.stages = list(tasks or []), []
+        self.config = self.dir.claim(relocate(config, base, out), adopt_tasks=tasks is None)
+        self.dir.settle_buffer()
+        self._lm: LanguageModel | None = None
+        seed = config.buffer.seed
+        self._seed = load_task(seed, config, base, needs_test=False).train if seed else []
+        self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
+        if not self.dir.rows():
+            self.dir.log("start", strategy=config.strategy, seed=config.seed, model=config.model.name,
+                         versions=self._versions)  # fmt: skip
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model, loaded when first needed, with the newest adapter."""
+        if self._lm is None:
+            transformers.logging.set_verbosity_error()
+            transformers.logging.disable_progress_bar()
+            self._accelerator = Accelerator(mixed_precision=_precision(self.config))
+            self._lm = load_model(self.config, self.dir.path)
+            self._lm.model.to(self._accelerator.device)
+            self._lm.packs = detect_packing(self._lm)
+            if len(self.dir.rows()) > 1:
+                self._lm.load_adapter(self.dir.rows()[-1] / "adapter")
+        return self._lm
+
+    # ---- learning ------------------------------------------------------------------------------------
+
+    def learn(self, task: Task | TaskConfig | dict[str, Any] | str) -> dict[str, Any]:
+        """Learn one task and score all; a task without `train` is only scored from here on.
+
+        task: a `Task`, or what stands under `tasks` in the YAML (name, train, test, description, ...), where
+        `train` and `test` may also be lists of rows. Returns the results so far, as in results.json.
+        """
+        if preset_of(self.config.strategy).joint:
+            raise InputError("strategy: joint trains all tasks in one stage; use it with `retain run`")
+        task = self._load(task)
+        if task.name not in [known.name for known in self.tasks]:
+            self.tasks.append(task)
+        if task.is_stage:
+            self.train(task)
+        return self.evaluate()
+
+    def _load(self, task: Task | TaskConfig | dict[str, Any] | str) -> Task:
+        """The task with its samples, after adding it to the run's configuration."""
+        if isinstance(task, Task):
+            splits = {k: IN_MEMORY for k in ("train", "validation", "test") if getattr(task, k)}
+            loaded, spec = task, TaskConfig(name=task.name, description=task.description, **splits)
+        else:
+            values = task.model_dump() if isinstance(task, TaskConfig) else task
+            loaded, spec = self._load_rows(values) if isinstance(values, dict) else self._load_spec(values)
+        if spec.name not in [known.name for known in self.config.tasks]:
+            spec = relocate(self.config.model_copy(update={"tasks": [spec]}), self.base, self.dir.path).tasks[
+                0
+            ]
+            self.config = self.config.model_copy(update={"tasks": [*self.config.tasks, spec]})
+            self.dir.claim(self.config)
+        return loaded
+
+    def _load_spec(self, values: Any) -> tuple[Task, TaskConfig]:
+        spec = make_config({"tasks": [values]}, "task", need_tasks=False).tasks[0]
+        return load_task(spec, self.config, self.base, self._holds_out), spec
+
+    def _load_rows(self, values: dict[str, Any]) -> tuple[Task, TaskConfig]:
+        """Rows given as lists take the same way as rows in a file."""
+        rows = {split: values[split] for split in SPLITS if isinstance(values.get(split), list)}
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {split: str(Path(folder) / f"{split}.jsonl") for split in rows}
+            for split, path in paths.items():
+                Path(path).write_text(
+                    "".join(json.dumps(row) + "\n" for row in rows[split]), encoding="utf-8"
+                )
+            task, spec = self._load_spec({**values, **paths})
+        return task, spec.model_copy(update=dict.fromkeys(rows, IN_MEMORY))
+
+    @property
+    def _holds_out(self) -> bool:
+        """Whether something needs validation samples that a task may not bring itself."""
+        return self.config.training.patience is not None
+
+    def train(self, task: Task) -> None:
+        """Train the next stage, or skip it where it is finished already."""
+        self._score_base()
+        self.stages.append(task)
+        number, rows = len(self.stages), self.dir.rows()
+        if number < len(rows):
+            self._check_same_data(rows[number], task)
+            log.info("stage %d (%s) is finished already; skipped", number, task.name)
+            return
+        stage = self._stage(number, task)
+        buffer, lm = self._buffer(), self.lm
+        buffer.memory.set_unit(stage.plan.time_unit or 1.0, stage.first_step)
+        self._announce(stage)
+        with self.dir.finish_row(number, task.name) as folder:
+            trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
+            replayer = self._replayer(stage, buffer)
+            strategy = STRATEGIES[parse_strategy(self.config.strategy)[0][0]]()
+            watch = Watch(self.dir.log, trace.write, self._after_step(stage))
+            started = time.perf_counter()
+            record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
+            self._log_events(stage, replayer, buffer)
+            self._remember(stage, buffer, record, trace)
+            lm.save_adapter(folder / "adapter")
+            buffer.save(folder / "buffer")
+            costs = {"train_seconds": record.train_seconds, "train_tokens": record.train_tokens,
+                     "replayed_samples": record.replayed_samples, "replayed_tokens": record.replayed_tokens,
+                     "seconds": time.perf_counter() - started}  # fmt: skip
+            truncated = sum(lm.encode(sample).truncated for sample in task.train)
+            self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
+                         truncated=truncated, **costs)  # fmt: skip
+            self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
+                        last_event=replayer.last_event)  # fmt: skip
+        merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
+        self._write_results()
+
+    def _stage(self, number: int, task: Task) -> Stage:
+        sizes = [(stage.name, len(stage.train)) for stage in self.stages]
+        joint = preset_of(self.config.strategy).joint
+        plans = plan_run(self.config, sizes if not joint else [(task.name, len(task.train))], len(self._seed))
+        return Stage(number, task, plans[number - 1], sum(plan.steps for plan in plans[: number - 1]))
+
+    def _replayer(self, stage: Stage, buffer: Buffer) -> Replayer:
+        confidences = {
+            name: 1.0 if sample.confidence is None else sample.confidence
+            for name, sample in buffer.samples.items()
+        }
+        last = self.dir.scores(self.dir.rows()[-1]).get("last_event")
+        return Replayer(
+            stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last
+        )
+
+    def _announce(self, stage: Stage) -> None:
+        plan = stage.plan
+        events = [{"step": e.step, "ratio": e.ratio, "replayed": e.replayed} for e in plan.events]
+        self.dir.log("plan", stage=stage.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
+                     buffer=plan.buffer_size, events=events)  # fmt: skip
+        self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)
+        replayed = sum(event.replayed for event in plan.events)
+        log.info(
+            "stage %d: %s, %d steps, %d samples to replay", stage.number, plan.task, plan.steps, replayed
+        )
+
+    def _buffer(self) -> Buffer:
+        """The buffer as the last stage left it."""
+        if self.dir.buffer.is_dir():
+            return Buffer.load(self.dir.buffer, self.config.buffer, self.config.memory, self.config.seed)
+        buffer = Buffer(self.config.buffer, self.config.memory, self.config.seed)
+        if self._seed and preset_of(self.config.strategy).replay:
+            buffer.seed_with(self._seed)
+        return buffer
+
+    def _remember(self, stage: Stage, buffer: Buffer, record: StageRecord, trace: MemoryTrace) -> None:
+        """The end of a stage: refresh what is tracked, then let the stage's own samples in (MATH 1)."""
+        now = stage.first_step + record.steps
+        buffer.memory.refresh(now)
+        trace.write(now)
+        trace.close()
+        if preset_of(self.config.strategy).replay:
+            buffer.admit(stage.task.train, now, record.losses, stage.number)
+
+    def _log_events(self, stage: Stage, replayer: Replayer, buffer: Buffer) -> None:
+        for event, ids in zip(replayer.events, replayer.drawn, strict=True):
+            by_task = Counter(buffer.samples[i].task for i in ids)
+            self.dir.log("event", stage=stage.number, step=event.step, global_step=stage.first_step + event.step,
+                         ratio=event.ratio, replayed=event.replayed, by_task=dict(by_task))  # fmt: skip
+
+    # ---- scores --------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score what has not been scored yet: every row of every task. Returns the results."""
+        names = {task.name for task in self.tasks}
+        for number, folder in enumerate(self.dir.rows()):
+            missing = names - self.dir.scores(folder)["scores"].keys()
+            if missing:
+                self._score_again(number, folder, missing)
+        return self._write_results()
+
+    def report(self) -> Path:
+        """Write report.html and return its path."""
+        self._write_results()
+        return write_report(self.dir.path)
+
+    def _score_base(self) -> None:
+        if not self.dir.rows():
+            with self.dir.finish_row(0, "base") as folder, self.lm.base():
+                self._score(folder, 0, {"seconds": 0.0})
+
+    def _score(self, folder: Path, row: int, costs: dict[str, float], **facts: Any) -> None:
+        """Score every task with the model as it is now, into scores.json and predictions.jsonl."""
+        scores, costs = {}, dict(costs)
+        for task in self.tasks:
+            scores[task.name] = self._score_task(folder, row, task, costs)
+        write_json(folder / "scores.json", {"row": row, **facts, "scores": scores, "costs": costs})
+        marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]
+        log.info("%s  %s", "untouched model:" if row == 0 else f"after stage {row}:", "  ".join(marks))
+
+    def _score_task(self, folder: Path, row: int, task: Task, costs: dict[str, float]) -> dict[str, Any]:
+        found, predictions = evaluate_task(self.lm, task, self.config.evaluation)
+        scores = found.to_dict()
+        self.dir.log("evaluation", row=row, task=task.name, **scores)
+        for key in ("eval_tokens", "generated_tokens"):
+            costs[key] = costs.get(key, 0) + scores.pop(key)
+        seconds = scores.pop("seconds")
+        costs["eval_seconds"] = costs.get("eval_seconds", 0.0) + seconds
+        costs["seconds"] += seconds
+        if self.config.evaluation.save_predictions:
+            with open(folder / "predictions.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
+        return scores
+
+    def _score_again(self, row: int, folder: Path, missing: set[str]) -> None:
+        """Fill in tasks that were not known when this row was scored, with the row's own weights."""
+        known = self.dir.scores(folder)
+        newest = self.dir.rows()[-1]
+        if row:
+            self.lm.load_adapter(folder / "adapter")
+        with self.lm.base() if row == 0 else nullcontext():
+            for task in self.tasks:
+                if task.name in missing:
+                    known["scores"][task.name] = self._score_task(folder, row, task, known["costs"])
+        write_json(folder / "scores.json", known)
+        if row:
+            self.lm.load_adapter(newest / "adapter")
+
+    def _after_step(self, stage: Stage) -> Callable[[int], bool]:
+        """Evaluation every n steps and early stopping, where they are asked for."""
+        every, patience = self.config.evaluation.after, self.config.training.patience
+        check = max(1, round_amount(0.1 * stage.plan.steps))
+        best, worse = float("inf"), 0
+
+        def after_step(step: int) -> bool:
+            nonlocal best, worse
+            if every != "stage" and step % every == 0:
+                for task in self.tasks:
+                    found, _ = evaluate_task(self.lm, task, self.config.evaluation)
+                    self.dir.log("check", stage=stage.number, step=step, task=task.name, **found.to_dict())
+            if patience is None or step % check:
+                return False
+            loss = float(sample_losses(self.lm, [self.lm.encode(s) for s in stage.task.validation]).mean())
+            best, worse = (loss, 0) if loss < best else (best, worse + 1)
+            self.dir.log("validation", stage=stage.number, step=step, task=stage.task.name, loss=loss)
+            return worse >= patience
+
+        return after_step
+
+    def _write_results(self) -> dict[str, Any]:
+        path = self.dir.path / "results.json"
+        if len(self.stages) + 1 < len(self.dir.rows()):  # resumed, and not all tasks are named again yet
+            return json.loads(path.read_text(encoding="utf-8"))
+        tasks = [
+            {"name": task.name, "stage": task.is_stage, "metric": task.metric, "skipped": task.skipped}
+            for task in self.tasks
+        ]
+        results = self.dir.collect(self.config, tasks, peak_memory(), self._versions)
+        write_json(path, results)
+        return results
+
+    def _check_same_data(self, folder: Path, task: Task) -> None:
+        known = self.dir.scores(folder)
+        if known["task"] != task.name or known["fingerprint"] != task.fingerprint:
+            raise InputError(
+                f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
+                "restore the data, or start anew in another directory with --out"
+            )
+
+
+def relocate(config: Config, base: Path, folder: Path) -> Config:
+    """The same configuration with its local paths rewritten from `base` to `folder`, so that it can lie there."""
+
+    def move(source: str | None) -> str | None:
+        local = source and (base / source).exists()
+        return os.path.relpath((base / source).resolve(), folder.resolve()) if local else source
+
+    def moved(task: TaskConfig | None) -> TaskConfig | None:
+        return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS})
+
+    model = config.model.model_copy(update={"name": move(config.model.name)})
+    return config.model_copy(
+        update={
+            "model": model if config.model.name not in ALIASES else config.model,
+            "tasks": [moved(task) for task in config.tasks],
+            "buffer": config.buffer.model_copy(update={"seed": moved(config.buffer.seed)}),
+            "output": ".",
+        }
+    )
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes: on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _precision(config: Config) -> str:
+    """Accelerate's name of the precision; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU."""
+    if config.training.precision != "auto":
+        return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.training.precision]
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

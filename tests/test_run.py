@@ -1,0 +1,282 @@
+"""Whole runs on the tiny model: what lies in the directory, resuming, and the Learner."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny import tiny_values
+from safetensors.numpy import load_file
+
+import retain.learner
+from retain import Learner
+from retain.config import make_config
+from retain.presets import PRESETS
+from retain.run import evaluate, run
+from retain.tasks import load_tasks
+from retain.types import InputError
+
+
+def run_tiny(folder, out=None, **changes):
+    return run(make_config(tiny_values(folder, **changes), "test"), folder, out or folder / "run")
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def journal(out, kind):
+    lines = map(json.loads, (out / "journal.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def adapter(out, stage=-1):
+    folder = sorted((out / "stages").glob("[0-9]*-*"))[stage]
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same_tensors(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run_tiny(tmp_path_factory.mktemp("finished"))
+
+
+def test_results(finished):
+    found = results(finished)
+    assert found["tasks"] == ["color", "size", "shape"]
+    assert np.array(found["matrix"]).shape == (4, 3)
+    assert set(found["matrices"]) == {"generated", "likelihood", "likelihood_summed", "nll"}
+    assert found["matrix"] == found["matrices"]["generated"]
+    assert {"ACC", "BWT", "FWT", "MAA", "forgetting", "forgetting_final", "retention", "NLL"} <= found["metrics"].keys()
+    assert found["metrics"]["NLL"] == pytest.approx(np.mean(found["matrices"]["nll"][-1]))
+    assert found["finished"] and found["strategy"] == "mssr" and found["seed"] == 42
+    nll = np.array(found["matrices"]["nll"])
+    assert nll[-1].mean() < nll[0].mean()
+
+
+def test_costs_add_up(finished):
+    costs, steps = results(finished)["costs"], journal(finished, "step")
+    assert costs["replayed_samples"] == sum(line["replayed"] for line in steps) > 0
+    assert costs["train_tokens"] == sum(line["tokens"] for line in steps)
+    assert costs["train_seconds"] == pytest.approx(sum(line["seconds"] for line in steps), abs=0.01)
+    assert costs["seconds"] >= costs["train_seconds"] + costs["eval_seconds"] > 0
+    assert costs["peak_memory_bytes"] > 1e8
+
+
+def test_what_was_planned_was_replayed(finished):
+    for plan in journal(finished, "plan"):
+        events = [e for e in journal(finished, "event") if e["stage"] == plan["stage"]]
+        assert [(e["step"], e["replayed"]) for e in events] == [(e["step"], e["replayed"]) for e in plan["events"]]
+        steps = [s["replayed"] for s in journal(finished, "step") if s["stage"] == plan["stage"]]
+        assert sum(steps) == sum(e["replayed"] for e in plan["events"])
+        assert sum(sum(e["by_task"].values()) for e in events) == sum(steps)
+
+
+def test_predictions_are_stored(finished):
+    lines = [json.loads(x) for x in (finished / "stages/03-shape/predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 24
+    mine = [line["score"] for line in lines if line["task"] == "size"]
+    assert np.mean(mine) == results(finished)["matrix"][3][1]
+
+
+def test_memory_trace_has_a_row_a_refresh_and_sample(finished):
+    trace = pq.read_table(finished / "memory_trace.parquet").to_pydict()
+    assert set(trace["stage"]) == {2, 3}  # nothing is tracked in the first stage
+    for stage, step in {*zip(trace["stage"], trace["step"], strict=True)}:
+        ids = [i for i, s, t in zip(trace["id"], trace["stage"], trace["step"], strict=True) if (s, t) == (stage, step)]
+        assert len(ids) == len(set(ids)) == 24 * (stage - 1)
+    assert all(0 <= m <= 1 for m in trace["strength"]) and min(trace["stability"]) >= 1
+
+
+def test_a_finished_run_is_left_as_it_is(finished, caplog):
+    before = {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
+    caplog.set_level("INFO", logger="retain")
+    run_tiny(finished.parent)
+    assert "finished already" in caplog.text
+    assert before == {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
+
+
+def test_a_stopped_run_resumes_to_the_same_end(finished, tmp_path, monkeypatch):
+    real = retain.learner.train_stage
+
+    def stop_in_the_second(lm, stage, *rest):
+        if stage.number == 2:
+            raise KeyboardInterrupt
+        return real(lm, stage, *rest)
+
+    monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path)
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "run/stages").glob("[0-9]*")) == ["00-base", "01-color"]
+    out = run_tiny(tmp_path)
+    assert same_tensors(adapter(out), adapter(finished))
+    assert results(out)["matrices"] == results(finished)["matrices"]
+    memory = "buffer/memory.safetensors"
+    assert same_tensors(load_file(out / memory), load_file(finished / memory))
+    assert journal(out, "resume")[0]["skipped"] == ["01-color"]
+
+
+def test_a_crash_between_stage_and_buffer_is_mended(finished, tmp_path):
+    out = run_tiny(tmp_path)
+    (out / "buffer").rename(out / "stages" / "03-shape" / "buffer")
+    run_tiny(tmp_path)
+    assert (out / "buffer" / "samples.parquet").is_file()
+
+
+def test_a_torn_journal_line_is_cut_off(tmp_path):
+    out = run_tiny(tmp_path)
+    with open(out / "journal.jsonl", "a") as file:
+        file.write('{"kind": "st')
+    run_tiny(tmp_path)
+    assert journal(out, "resume")
+
+
+def test_another_config_in_the_directory(finished):
+    with pytest.raises(InputError, match=r"holds another run.*training.learning_rate: 0.01 -> 0.02.*--out"):
+        run_tiny(finished.parent, training={"learning_rate": 0.02, "batch_size": 4, "max_length": 128})
+
+
+def test_changed_data_are_noticed(tmp_path):
+    run_tiny(tmp_path)
+    config = make_config(tiny_values(tmp_path), "test")
+    path = tmp_path / "color_train.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match="'color'.*other data"):
+        run(config, tmp_path, tmp_path / "run")
+
+
+def test_a_directory_with_something_else_in_it(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and not a run"):
+        run_tiny(tmp_path, tmp_path / "out")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file, not a directory"):
+        run_tiny(tmp_path, tmp_path / "file")
+
+
+def test_the_learner_gives_what_the_run_gives(finished, tmp_path):
+    values = tiny_values(tmp_path)
+    tasks = load_tasks(make_config(values, "test"), tmp_path)
+    sections = {key: values[key] for key in ("model", "strategy", "training", "schedule", "evaluation")}
+    learner = Learner(out=tmp_path / "out", **sections)
+    for task in tasks:
+        learner.learn(task)
+    assert same_tensors(adapter(tmp_path / "out"), adapter(finished))
+    assert learner.evaluate()["matrices"] == results(finished)["matrices"]  # the upper triangle too
+    again = Learner(out=tmp_path / "out", **sections)
+    for task in tasks:
+        again.learn(task)
+    assert again.evaluate()["matrices"] == results(finished)["matrices"]
+    assert again.report().read_text().startswith("<!doctype html>")
+
+
+def test_the_learner_takes_rows(tmp_path):
+    values = tiny_values(tmp_path)
+    learner = Learner(values["model"], "mssr", tmp_path / "out", training={"max_length": 128})
+    rows = [{"instruction": "Say", "input": str(k), "output": "yes"} for k in range(8)]
+    found = learner.learn({"name": "yes", "train": rows, "test": rows[:2], "description": "Says yes."})
+    assert found["tasks"] == ["yes"] and len(found["matrix"]) == 2
+    with pytest.raises(InputError, match="output"):
+        learner.learn({"name": "no", "train": [{"instruction": "Say", "input": "x", "output": ""}], "test": rows})
+
+
+def test_an_evaluation_only_task_has_a_column_of_its_own(tmp_path):
+    values = tiny_values(tmp_path)
+    del values["tasks"][1]["train"]
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    found = results(out)
+    assert found["tasks"] == ["color", "shape"] and np.array(found["matrix"]).shape == (3, 2)
+    guard = found["evaluation_only"]
+    assert guard["tasks"] == ["size"] and np.array(guard["matrices"]["nll"]).shape == (3, 1)
+    assert guard["change"]["size"] == guard["matrices"]["generated"][-1][0] - guard["matrices"]["generated"][0][0]
+
+
+def test_joint_has_a_first_and_a_last_row(tmp_path):
+    found = results(run_tiny(tmp_path, strategy="joint"))
+    assert found["joint"] and np.array(found["matrix"]).shape == (2, 3)
+    assert found["metrics"]["BWT"] is None and found["metrics"]["ACC"] == pytest.approx(np.mean(found["matrix"][1]))
+    assert sum(line["new"] for line in journal(tmp_path / "run", "step")) == 72
+
+
+def test_evaluate_scores_any_stage_again(finished):
+    for stage in (0, 2, None):
+        row = results(finished)["matrices"]["nll"][3 if stage is None else stage]
+        scores = evaluate(finished, stage)["scores"]
+        assert [scores[task]["nll"] for task in results(finished)["tasks"]] == pytest.approx(row)
+    with pytest.raises(InputError, match="0 to 3"):
+        evaluate(finished, 4)
+
+
+def test_a_seed_is_rehearsed_from_the_first_stage_on(tmp_path):
+    values = tiny_values(tmp_path)
+    values["buffer"] = {"seed": {"name": "old", "train": "size_train.jsonl"}}
+    values["tasks"] = values["tasks"][:1]
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    assert all(event["by_task"] == {"old": event["replayed"]} for event in journal(out, "event"))
+    assert sum(event["replayed"] for event in journal(out, "event")) > 0
+
+
+def test_patience_ends_a_stage_early(tmp_path):
+    training = {"learning_rate": 0.9, "batch_size": 4, "max_length": 128, "patience": 1, "epochs": 6}
+    values = tiny_values(tmp_path, training=training)
+    for task in values["tasks"]:
+        task["validation"] = task["test"]
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    planned = sum(plan["steps"] for plan in journal(out, "plan"))
+    assert len(journal(out, "step")) < planned
+    assert journal(out, "validation")
+
+
+def test_evaluation_every_n_steps(tmp_path):
+    out = run_tiny(tmp_path, evaluation={"batch_size": 4, "after": 3})
+    checks = journal(out, "check")
+    assert {(c["stage"], c["step"]) for c in checks} == {(s, k) for s in (1, 2, 3) for k in (3, 6)}
+
+
+def test_truncation_is_counted(tmp_path):
+    out = run_tiny(tmp_path, training={"batch_size": 4, "max_length": 30})
+    assert results(out)["truncated"] > 0
+
+
+# ---- what holds for every strategy ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", sorted(PRESETS))
+def test_contract(strategy, tmp_path):
+    one, two = (run_tiny(tmp_path, tmp_path / name, strategy=strategy) for name in ("one", "two"))
+    assert same_tensors(adapter(one), adapter(two)), "not deterministic under a seed"
+    assert results(one)["matrices"] == results(two)["matrices"]
+
+    small = {"learning_rate": 1.0e-2, "batch_size": 4, "max_length": 128, "micro_batch_size": 1}
+    cut = run_tiny(tmp_path, tmp_path / "cut", strategy=strategy, training=small)
+    for key, value in adapter(one).items():
+        np.testing.assert_allclose(adapter(cut)[key], value, atol=2e-4, err_msg="depends on micro-batches")
+
+    plain = run_tiny(tmp_path, tmp_path / "plain", strategy="none")
+    if PRESETS[strategy].joint:
+        return
+    assert same_tensors(adapter(one, 1), adapter(plain, 1)), "the first stage has nothing to replay"
+    assert same_tensors(adapter(one), adapter(plain)) != PRESETS[strategy].replay
+    new = [[(line["task"], line["step"], line["new"]) for line in journal(out, "step")] for out in (one, plain)]
+    assert new[0] == new[1], "every strategy trains the same new samples in the same steps"
+
+
+def test_another_seed_gives_another_run(tmp_path):
+    one = run_tiny(tmp_path, tmp_path / "one")
+    two = run_tiny(tmp_path, tmp_path / "two", seed=7)
+    assert not same_tensors(adapter(one), adapter(two))
+
+
+def test_the_base_model_stays_as_it_was(tmp_path):
+    values = tiny_values(tmp_path)
+    learner = Learner(values["model"], "mssr", tmp_path / "out", training={"max_length": 128})
+    before = {name: value.clone() for name, value in learner.lm.model.named_parameters() if "lora" not in name}
+    for task in load_tasks(make_config(values, "test"), tmp_path):
+        learner.learn(task)
+    for name, value in learner.lm.model.named_parameters():
+        assert "lora" in name or value.equal(before[name])
