@@ -94,9 +94,7 @@ def report(name: str, seconds: list[float], limit: float) -> bool:
 
 def main() -> int:
     """Exit code 0 when every limit held, 3 when one did not."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tracked", type=int, default=1_000_000, help="samples in the large memory")
     parser.add_argument("--buffer", type=int, default=1024, help="samples in the ordinary memory")
     parser.add_argument("--priority", default="retention", help="retention, risk, gain or uniform")

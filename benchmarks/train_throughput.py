@@ -53,9 +53,7 @@ def read_samples(data: Path, per_task: int = 48) -> list[Sample]:
 
 def ours(samples: list[Sample]) -> float:
     """Seconds inside the training steps of our loop."""
-    config = make_config(
-        {"training": {"learning_rate": 1e-3, "batch_size": BATCH}}, "benchmark", need_tasks=False
-    )
+    config = make_config({"training": {"learning_rate": 1e-3, "batch_size": BATCH}}, "benchmark", need_tasks=False)
     lm = load_model(config)
     lm.packs = detect_packing(lm)
     steps = [samples[k : k + BATCH] for k in range(0, len(samples), BATCH)]
@@ -93,9 +91,7 @@ def trl(samples: list[Sample]) -> float:
             processing_class=AutoTokenizer.from_pretrained(folder),
             args=arguments,
             train_dataset=rows,
-            peft_config=LoraConfig(
-                r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-            ),
+            peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
         )
         return trainer.train().metrics["train_runtime"]
 
@@ -112,9 +108,7 @@ def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RETAIN_DATA", "../shared/data")))
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -124,9 +118,7 @@ def main() -> None:
     tokens = sum(len(tokenizer(s.prompt + s.answer).input_ids) + 1 for s in samples)
     model = AutoModelForCausalLM.from_pretrained(embedded_model())
     weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    print(
-        f"{len(samples)} samples, {tokens} real tokens, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"{len(samples)} samples, {tokens} real tokens, {torch.get_num_threads()} threads, torch {torch.__version__}")
     speeds, ratios, shares = [], [], []
     for k in range(arguments.rounds):
         limit = matmul_gflops() * 1e9 / (4 * weights)

@@ -162,9 +162,7 @@ def _write_config(path: Path, strategy: str, tasks, evaluation_only, seed: int) 
         "strategy": strategy,
         "seed": seed,
     }  # fmt: skip
-    (path / "config.yaml").write_text(
-        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _results(scores, tasks, evaluation_only, strategy, seed, joint, finished, replay) -> dict:

@@ -243,14 +243,10 @@ def test_a_missing_or_broken_file_is_named(tmp_path, name):
     whole = (tmp_path / name).read_bytes()
     for content in (b"", b"nonsense", whole[: len(whole) // 2]):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            InputError, match=rf"{name}: is not a saved buffer or is broken \(.*\)\. Restore it"
-        ):
+        with pytest.raises(InputError, match=rf"{name}: is not a saved buffer or is broken \(.*\)\. Restore it"):
             load(buffer, tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(
-        InputError, match=rf"{name}: is missing; the buffer needs it\. Restore it or start the run"
-    ):
+    with pytest.raises(InputError, match=rf"{name}: is missing; the buffer needs it\. Restore it or start the run"):
         load(buffer, tmp_path)
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=rf"{name}: is not a saved buffer or is broken \(it is a folder\)"):
@@ -270,9 +266,7 @@ def test_other_columns_and_tensors_are_named(tmp_path):
         ("buffer_rows", "buffer_rows is missing"),
     ]:
         save_file({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path / MEMORY_FILE)
-        with pytest.raises(
-            InputError, match=rf"{MEMORY_FILE}: is not a saved buffer or is broken \({reason}"
-        ):
+        with pytest.raises(InputError, match=rf"{MEMORY_FILE}: is not a saved buffer or is broken \({reason}"):
             load(buffer, tmp_path)
     save_file({**tensors, "buffer_rows": tensors["buffer_rows"] + 1}, tmp_path / MEMORY_FILE)
     with pytest.raises(InputError, match=rf"{MEMORY_FILE}: is not a saved buffer or is broken"):
@@ -286,7 +280,5 @@ def test_files_of_two_saves_are_told_apart(tmp_path):
     worn().save(tmp_path / "a")
     fill(make(6), 3, 3).save(tmp_path / "b")
     os.replace(tmp_path / "b" / SAMPLES_FILE, tmp_path / "a" / SAMPLES_FILE)
-    with pytest.raises(
-        InputError, match=rf"{MEMORY_FILE}: belongs to other samples than {SAMPLES_FILE}; restore both"
-    ):
+    with pytest.raises(InputError, match=rf"{MEMORY_FILE}: belongs to other samples than {SAMPLES_FILE}; restore both"):
         load(worn(), tmp_path / "a")

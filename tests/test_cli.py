@@ -107,9 +107,7 @@ def test_version(command):
     assert fresh("--version").stdout == f"retain {retain.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["run"], ["plna"], ["plan", "--jsn"], ["evaluate", "x", "--stage", "-1"]]
-)
+@pytest.mark.parametrize("arguments", [["run"], ["plna"], ["plan", "--jsn"], ["evaluate", "x", "--stage", "-1"]])
 def test_a_wrong_command_line_is_exit_2(command, arguments):
     code, out, err = command(*arguments)
     assert code == 2
@@ -259,9 +257,7 @@ def test_a_wrong_configuration_is_one_message_and_exit_2(command, config):
         (ValueError(), 1, "error: ValueError: no message"),
     ],
 )
-def test_each_kind_of_failure_has_its_code_and_one_line(
-    command, config, engine, monkeypatch, error, code, expected
-):
+def test_each_kind_of_failure_has_its_code_and_one_line(command, config, engine, monkeypatch, error, code, expected):
     def run(*_):
         raise error
 
@@ -297,9 +293,7 @@ def test_a_closed_pipe_is_no_traceback(config):
 # ---- run, evaluate, report ------------------------------------------------------------------------------
 
 
-def test_run_hands_over_config_base_and_place_and_says_where_it_lies(
-    command, config, engine, tmp_path, monkeypatch
-):
+def test_run_hands_over_config_base_and_place_and_says_where_it_lies(command, config, engine, tmp_path, monkeypatch):
     shown = types.ModuleType("retain.report.tables")
     shown.run_table = lambda results: f"table of {results['strategy']}"
     monkeypatch.setitem(sys.modules, "retain.report.tables", shown)

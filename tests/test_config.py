@@ -110,9 +110,7 @@ def test_an_empty_section_is_the_default(load):
 
 
 def test_anchors_and_merges_are_read(load):
-    config = load(
-        "tasks: [{name: a, <<: &own {train: a.jsonl, max_train: 3}}, {name: b, <<: *own, max_train: 4}]"
-    )
+    config = load("tasks: [{name: a, <<: &own {train: a.jsonl, max_train: 3}}, {name: b, <<: *own, max_train: 4}]")
     assert [task.max_train for task in config.tasks] == [3, 4]
 
 
@@ -131,9 +129,7 @@ def test_overrides_reach_into_lists_by_index_and_by_name(load):
 
 
 def test_an_override_may_replace_a_section_or_a_short_form(load):
-    config = load(
-        f"{TASKS}model: a", "model=b", "tasks=[home_intent]", "schedule={kind: fixed}", "schedule.eta_p=0"
-    )
+    config = load(f"{TASKS}model: a", "model=b", "tasks=[home_intent]", "schedule={kind: fixed}", "schedule.eta_p=0")
     assert (config.model.name, config.tasks[0].name, config.schedule.kind) == ("b", "home_intent", "fixed")
     assert config.schedule.eta_p == 0
     assert load(TASKS, "output=a=b").output == "a=b"
@@ -157,18 +153,14 @@ def test_a_dump_holds_every_key_and_loads_back_equal(load, write):
     assert set(yaml.safe_load(text)["memory"]) == set(type(config.memory).model_fields)
 
 
-@pytest.mark.parametrize(
-    "text", ["1e-3", "1e5", "no", "null", "~", "true", "1:30", "0x1f", "<<", ".5", "é\n\tx", ""]
-)
+@pytest.mark.parametrize("text", ["1e-3", "1e5", "no", "null", "~", "true", "1:30", "0x1f", "<<", ".5", "é\n\tx", ""])
 def test_text_survives_the_yaml(text):
     assert parse_yaml(dump_yaml({"x": text}), "text")[0] == {"x": text}
 
 
 def test_the_difference_of_two_configs_names_keys_and_both_values(load):
     old = load("tasks: [iso_date, home_intent]")
-    new = load(
-        "tasks: [iso_date, home_intent]", "training.epochs=2", "tasks.1.max_train=5", "output=elsewhere"
-    )
+    new = load("tasks: [iso_date, home_intent]", "training.epochs=2", "tasks.1.max_train=5", "output=elsewhere")
     assert diff_config(old, new) == ["tasks.home_intent.max_train: None -> 5", "training.epochs: 1 -> 2"]
     assert diff_config(old, old) == []
 
@@ -187,8 +179,7 @@ def test_all_problems_come_in_one_message_with_their_lines(complaint):
         "threshold; did you mean expanding?",
         "  line 4: schedule.lambda_0: 1.3 is too large (allowed: 0 to 0.9)",
         "  line 6: training.learning_rat: unknown key; did you mean learning_rate?",
-        "  override 'training.epochs=0': training.epochs: 0 is too small "
-        "(allowed: a whole number of at least 1)",
+        "  override 'training.epochs=0': training.epochs: 0 is too small (allowed: a whole number of at least 1)",
     ]
 
 
@@ -291,8 +282,7 @@ def test_a_buffer_seed_shares_no_name_with_a_task(complaint):
 def test_tasks_may_come_later_where_that_is_asked_for(write):
     assert load_config(write("seed: 1\n"), need_tasks=False).tasks == []
     assert (
-        make_config({"tasks": [{"name": "mmlu", "test": "t.jsonl"}]}, "task", need_tasks=False).tasks[0].name
-        == "mmlu"
+        make_config({"tasks": [{"name": "mmlu", "test": "t.jsonl"}]}, "task", need_tasks=False).tasks[0].name == "mmlu"
     )
 
 
@@ -376,9 +366,7 @@ def test_a_directory_is_no_file(write, tmp_path):
 
 def test_sections_can_be_checked_alone():
     assert validate(MemoryModel, {"alpha": 1}, "trace").alpha == 1
-    with pytest.raises(
-        InputError, match=r"^trace: 2 problems\n  alpha: .*\n  phi_q: unknown key; did you mean phi_k"
-    ):
+    with pytest.raises(InputError, match=r"^trace: 2 problems\n  alpha: .*\n  phi_q: unknown key; did you mean phi_k"):
         validate(MemoryModel, {"alpha": -1, "phi_q": 3}, "trace")
 
 

@@ -50,9 +50,7 @@ LAYERS = {
     "integrations": 6,
 }
 TORCH_STARTS_AT = 2
-FILES = {
-    str(path.relative_to(SOURCE).with_suffix("")).replace("/", "."): path for path in SOURCE.rglob("*.py")
-}
+FILES = {str(path.relative_to(SOURCE).with_suffix("")).replace("/", "."): path for path in SOURCE.rglob("*.py")}
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items() if name != "__init__"}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
@@ -91,15 +89,11 @@ def test_a_module_imports_only_its_own_layer_or_a_lower_one(module):
 
 
 def test_imports_are_seen_wherever_they_stand():
-    tree = ast.parse(
-        "import os\ndef f():\n    from retain.run import Learner\n    from retain import presets\n"
-    )
+    tree = ast.parse("import os\ndef f():\n    from retain.run import Learner\n    from retain import presets\n")
     assert imported(tree) == {"run", "presets"}
 
 
-@pytest.mark.parametrize(
-    "module", sorted(name for name in MODULES if part_of(name) in ("trainer", "evaluate"))
-)
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if part_of(name) in ("trainer", "evaluate")))
 def test_the_loop_knows_no_strategy_and_no_report(module):
     known = {name for name in imported(TREES[module]) if part_of(name) in ("strategies", "report")}
     assert known <= {"strategies.base"}

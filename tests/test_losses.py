@@ -68,9 +68,7 @@ def test_losses_and_gradients_equal_transformers(packs):
 def test_detect_packing_accepts_llama_and_gpt2():
     assert detect_packing(language_model())
     gpt2 = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=258, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=1, bos_token_id=1
-        )
+        GPT2Config(vocab_size=258, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=1, bos_token_id=1)
     )
     assert detect_packing(language_model(model=gpt2, target_modules=["c_attn"]))
 
@@ -104,9 +102,7 @@ def test_chat_bears_loss_on_assistant_turns_only():
     sequence = lm.encode(Sample("c/0", "c", "", "Ciao", messages=turns))
     trained = [i for i, label in zip(sequence.ids, sequence.labels, strict=True) if label]
     assert lm.tokenizer.decode(trained) == "Hello<end>Ciao<end>"
-    assert lm.tokenizer.decode(lm.prompt_ids(Sample("c/0", "c", "", "Ciao", messages=turns))).endswith(
-        "Bye[assistant]"
-    )
+    assert lm.tokenizer.decode(lm.prompt_ids(Sample("c/0", "c", "", "Ciao", messages=turns))).endswith("Bye[assistant]")
 
 
 @pytest.mark.parametrize("micro", [1, 2, 5, None])
@@ -115,9 +111,7 @@ def test_a_step_does_not_depend_on_micro_batches(micro, tmp_path):
     for size in (micro, 3):
         lm = language_model(torch.float64)
         lm.packs = True
-        training = make_config(tiny_values(tmp_path), "test").training.model_copy(
-            update={"micro_batch_size": size}
-        )
+        training = make_config(tiny_values(tmp_path), "test").training.model_copy(update={"micro_batch_size": size})
         optimization = Optimization(lm, Strategy(), Accelerator(), training, steps=4)
         for _ in range(4):
             losses = optimization.step(SAMPLES, np.array([1.0, 1.0, 1.0, 0.5, 0.5]))

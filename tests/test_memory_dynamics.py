@@ -104,15 +104,11 @@ def test_normalized_loss_is_never_nan_however_large_the_losses(values):
 
 
 def test_hazard():
-    close(
-        dynamics.hazard(np.array([0.0, 0.5, 1.0]), np.array([1.0, 1.0, 2.0]), 0.01, 0.2), [0.01, 0.11, 0.105]
-    )
+    close(dynamics.hazard(np.array([0.0, 0.5, 1.0]), np.array([1.0, 1.0, 2.0]), 0.01, 0.2), [0.01, 0.11, 0.105])
 
 
 def test_decay():
-    close(
-        dynamics.decayed(np.array([0.0, -0.1]), np.array([0.11, 0.11]), np.array([3.0, 10.0])), [-0.33, -1.2]
-    )
+    close(dynamics.decayed(np.array([0.0, -0.1]), np.array([0.11, 0.11]), np.array([3.0, 10.0])), [-0.33, -1.2])
 
 
 def consolidated(stability, strength, elapsed, noise=0.0, **fields):

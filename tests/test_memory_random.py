@@ -123,9 +123,7 @@ def test_inclusion_of_each_sample_is_exact():
     for rows, probability in sequences(WEIGHTS, 2):
         exact[list(rows)] += probability
     counts = Counter(row for rows in draws(np.log(WEIGHTS), 2, 20_000) for row in rows)
-    deviation = (np.array([counts[row] for row in range(5)]) / 20_000 - exact) / np.sqrt(
-        exact * (1 - exact) / 20_000
-    )
+    deviation = (np.array([counts[row] for row in range(5)]) / 20_000 - exact) / np.sqrt(exact * (1 - exact) / 20_000)
     assert np.abs(deviation).max() < 4.0
 
 

@@ -99,10 +99,7 @@ def test_minus_infinity_is_null():
     add = {"op": "add", "ids": ["a"], "step": 3}
     assert query(add, {"op": "query", "step": 3}, priority="risk")["a"]["log_priority"] is None
     assert query(add, {"op": "query", "step": 3}, priority="risk", beta_m=0)["a"]["log_priority"] == 0.0
-    assert (
-        query(add, {"op": "query", "step": 9}, priority="gain", alpha=0, gamma_d=0)["a"]["log_priority"]
-        is None
-    )
+    assert query(add, {"op": "query", "step": 9}, priority="gain", alpha=0, gamma_d=0)["a"]["log_priority"] is None
 
 
 def test_last_review_starts_at_entry():

@@ -194,9 +194,7 @@ configs = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    configs, positive, st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6)), max_size=12), st.data()
-)
+@given(configs, positive, st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6)), max_size=12), st.data())
 def test_nothing_becomes_nan_at_any_extreme(fields, unit, moves, data):
     state, step = MemoryState(MemoryModel(**fields), time_unit=unit), 0
     losses = st.floats(allow_nan=False, allow_infinity=False)

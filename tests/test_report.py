@@ -79,9 +79,7 @@ def mssr(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    return build_run(
-        tmp_path_factory.mktemp("runs") / "hostile", "mssr", HOSTILE, evaluation_only=(HOSTILE[0] + "2",)
-    )
+    return build_run(tmp_path_factory.mktemp("runs") / "hostile", "mssr", HOSTILE, evaluation_only=(HOSTILE[0] + "2",))
 
 
 # --- contents ---------------------------------------------------------------------------------------
@@ -91,9 +89,7 @@ def test_the_sections_come_in_order_and_every_figure_is_there(mssr):
     page = report(mssr)
     assert tuple(page.headings) == SECTIONS
     for figure in EVERY_FIGURE:
-        assert sum(label.startswith(figure) for label in page.labels()) == 2, (
-            "one for a screen, one for a phone"
-        )
+        assert sum(label.startswith(figure) for label in page.labels()) == 2, "one for a screen, one for a phone"
 
 
 def test_the_headline_says_where_it_ended_and_what_was_forgotten(mssr):
@@ -109,10 +105,7 @@ def test_the_headline_says_where_it_ended_and_what_was_forgotten(mssr):
 
 def test_the_title_names_strategy_model_seed_time_and_versions(mssr):
     text = report(mssr).text
-    assert (
-        "mssr" in text
-        and "smollm2-135m · seed 42 · 2026-03-01 00:01 UTC · retain 0.1.0, torch 2.13.0" in text
-    )
+    assert "mssr" in text and "smollm2-135m · seed 42 · 2026-03-01 00:01 UTC · retain 0.1.0, torch 2.13.0" in text
     assert "3 samples were longer than the limit and cut. Invalid rows left out: sst2 2." in text
 
 
@@ -122,9 +115,7 @@ def test_the_heatmap_holds_every_score_and_sets_evaluation_only_tasks_apart(mssr
     results = json.loads((mssr / "results.json").read_text())
     written = re.findall(r"<span>([\d.]+)</span>", table)
     others = results["evaluation_only"]["matrices"]["generated"]
-    expected = [
-        f"{cell:.2f}" for row, other in zip(results["matrix"], others, strict=True) for cell in row + other
-    ]
+    expected = [f"{cell:.2f}" for row, other in zip(results["matrix"], others, strict=True) for cell in row + other]
     assert written == expected
     assert len(re.findall('class="own', table)) == len(TASKS)
     assert table.count('class="gap"') == len(TASKS) + 3  # head, base row, a row a stage, foot
@@ -139,9 +130,7 @@ def test_each_measure_has_a_view_and_only_the_first_one_shows(mssr):
 def test_a_better_nll_is_a_deeper_cell(mssr):
     page = write_report(mssr).read_text(encoding="utf-8")
     table = re.search(r'<div data-view="nll".*?<table class="heat">(.*?)</table>', page, re.S)[1]
-    cells = [
-        (float(fill), float(score)) for fill, score in re.findall(r"--fill:([\d.]+).*?<span>([\d.]+)<", table)
-    ]
+    cells = [(float(fill), float(score)) for fill, score in re.findall(r"--fill:([\d.]+).*?<span>([\d.]+)<", table)]
     assert min(cells)[1] == max(score for _, score in cells)
     assert max(cells)[1] == min(score for _, score in cells)
 
@@ -244,9 +233,7 @@ def test_a_diverged_run_still_gets_its_report(tmp_path):
 def test_a_stage_that_was_done_over_counts_once(tmp_path):
     run = build_run(tmp_path / "run")
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    first_try = [record for record in records if record.get("stage") == 2 and record["kind"] != "stage_end"][
-        :30
-    ]
+    first_try = [record for record in records if record.get("stage") == 2 and record["kind"] != "stage_end"][:30]
     start = records.index(next(record for record in records if record.get("stage") == 2))
     resumed = [*records[:start], *first_try, {"kind": "resume", "skipped": ["sst2"]}, *records[start:]]
     kept = current(resumed)
@@ -307,9 +294,7 @@ def test_results_in_another_encoding(tmp_path):
     broken(run, r"results\.json: byte 12 is not UTF-8")
 
 
-@pytest.mark.parametrize(
-    "torn", [b'{"kind":"step","sta', b'{"kind":"evaluation","task":"\xe2\x82', b'{"kind"\n\n']
-)
+@pytest.mark.parametrize("torn", [b'{"kind":"step","sta', b'{"kind":"evaluation","task":"\xe2\x82', b'{"kind"\n\n'])
 def test_a_torn_last_line_is_left_out(tmp_path, torn):
     run = build_run(tmp_path / "run")
     whole = read_run(run).journal
@@ -400,10 +385,7 @@ def test_the_comparison_sets_runs_side_by_side(runs):
     out = write_comparison(runs, runs[0].parent / "out" / "comparison.html")
     page = Page(out.read_text(encoding="utf-8"))
     results = [json.loads((run / "results.json").read_text())["metrics"] for run in runs]
-    assert (
-        f"mssr ends at {results[1]['ACC']:.2f} on average and forgot {results[1]['forgetting']:.2f}"
-        in page.text
-    )
+    assert f"mssr ends at {results[1]['ACC']:.2f} on average and forgot {results[1]['forgetting']:.2f}" in page.text
     assert f"none ends at {results[0]['ACC']:.2f} on average" in page.text
     assert f"joint ends at {results[2]['ACC']:.2f} with all tasks at once" in page.text
     for metrics in results:
@@ -543,9 +525,7 @@ def test_the_forgotten_area_starts_where_the_curve_crosses():
 
 
 def test_the_config_is_shown_whole(mssr):
-    shown = yaml.safe_load(
-        "".join(Page(write_report(mssr).read_text(encoding="utf-8")).words).split("Config")[-1]
-    )
+    shown = yaml.safe_load("".join(Page(write_report(mssr).read_text(encoding="utf-8")).words).split("Config")[-1])
     assert shown == yaml.safe_load((mssr / "config.yaml").read_text())
 
 

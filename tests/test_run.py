@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny import tiny_values
 from safetensors.numpy import load_file
+from tiny import tiny_values
 
 import retain.learner
 from retain import Learner
@@ -145,7 +145,7 @@ def test_changed_data_are_noticed(tmp_path):
     config = make_config(tiny_values(tmp_path), "test")
     path = tmp_path / "color_train.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match="'color'.*other data"):
+    with pytest.raises(InputError, match=r"'color'.*other data"):
         run(config, tmp_path, tmp_path / "run")
 
 

@@ -230,9 +230,7 @@ def test_threshold_is_projected_at_median_difficulty():
 
 def test_threshold_takes_the_ratio_of_the_global_step():
     config = make(kind="threshold", first_interval=4, memory={"time_unit": 1}, beta_r=0.1)
-    assert [event.ratio for event in second(40, config).events] == pytest.approx(
-        [0.05 + 0.25 * math.exp(-1.7)]
-    )
+    assert [event.ratio for event in second(40, config).events] == pytest.approx([0.05 + 0.25 * math.exp(-1.7)])
 
 
 def test_threshold_fires_at_most_once_in_an_interval():
@@ -274,9 +272,7 @@ def test_threshold_on_the_global_clock_waits_across_stages():
 
 @pytest.mark.parametrize("priority", ["retention", "risk", "gain", "confidence", "uniform"])
 def test_threshold_projection_works_with_every_priority(priority):
-    config = make(
-        kind="threshold", first_interval=3, memory={"time_unit": 1, "priority": priority}, **QUARTER
-    )
+    config = make(kind="threshold", first_interval=3, memory={"time_unit": 1, "priority": priority}, **QUARTER)
     assert amounts(second(40, config))[0] == (7, 7)
 
 
@@ -329,9 +325,7 @@ def memory_of(ids: list[str], config: Config, step: int, unit: float | None) -> 
     return memory
 
 
-def replay(
-    config: Config, plan: StagePlan, ids: list[str], first_step: int
-) -> tuple[Replayer, list[list[str]]]:
+def replay(config: Config, plan: StagePlan, ids: list[str], first_step: int) -> tuple[Replayer, list[list[str]]]:
     """Run one stage as the trainer would, with a loss of its own for each id."""
     memory = memory_of(ids, config, first_step, plan.time_unit)
     replayer = Replayer(plan, config, 2, first_step, memory)
@@ -356,9 +350,7 @@ def test_draws_come_at_their_step_from_memory_at_the_global_step():
 
 
 def test_events_draw_anew():
-    replayer, _ = replay(
-        make(kind="every", **QUARTER), second(40, make(kind="every", **QUARTER)), ["x", "y", "z"], 10
-    )
+    replayer, _ = replay(make(kind="every", **QUARTER), second(40, make(kind="every", **QUARTER)), ["x", "y", "z"], 10)
     assert len({tuple(ids) for ids in replayer.drawn}) > 1
 
 

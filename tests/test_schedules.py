@@ -25,9 +25,7 @@ def test_expanding_events_with_the_papers_numbers():
 
 def test_expanding_intervals_follow_eq_26():
     intervals = schedules.expanding_intervals(100.0, 0.5, 0.05)
-    assert [next(intervals) for _ in range(3)] == pytest.approx(
-        [100.0, 147.5614712250357, 214.3210415], rel=1e-9
-    )
+    assert [next(intervals) for _ in range(3)] == pytest.approx([100.0, 147.5614712250357, 214.3210415], rel=1e-9)
 
 
 def test_an_event_on_the_last_step_fires_and_one_past_it_does_not():
@@ -127,9 +125,7 @@ def test_ratio_is_clipped_to_nine_tenths():
     assert schedules.ratio(0, schedule) == 0.9
 
 
-@pytest.mark.parametrize(
-    ("amount", "rounded"), [(0.49, 0), (0.5, 1), (0.5 - 1e-10, 1), (0.5 - 1e-8, 0), (2.5, 3)]
-)
+@pytest.mark.parametrize(("amount", "rounded"), [(0.49, 0), (0.5, 1), (0.5 - 1e-10, 1), (0.5 - 1e-8, 0), (2.5, 3)])
 def test_halves_rise_even_with_noise(amount, rounded):
     assert schedules.round_amount(amount) == rounded
 
@@ -200,9 +196,7 @@ def test_time_unit_uses_the_configured_phi_and_theta():
 
 
 def test_time_unit_needs_a_hazard():
-    with pytest.raises(
-        InputError, match=r"memory\.time_unit: 'auto' needs a hazard above 0, but memory\.alpha 0"
-    ):
+    with pytest.raises(InputError, match=r"memory\.time_unit: 'auto' needs a hazard above 0, but memory\.alpha 0"):
         schedules.time_unit(10.0, MemoryModel(alpha=0.0, gamma_d=0.0))
 
 

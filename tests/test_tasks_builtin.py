@@ -24,8 +24,7 @@ def test_the_same_for_the_same_seed_and_longer_is_a_continuation(name):
 @by_name
 def test_splits_are_disjoint_over_seeds_and_sizes(name):
     inputs = {
-        split: [row["input"] for seed in (1, 2) for row in BUILTIN[name].generate(split, 600, seed)]
-        for split in SPLITS
+        split: [row["input"] for seed in (1, 2) for row in BUILTIN[name].generate(split, 600, seed)] for split in SPLITS
     }
     for split in SPLITS:
         assert len(set(inputs[split][:600])) == 600
@@ -46,9 +45,7 @@ def test_rows_are_short_varied_and_well_formed(name):
         assert list(row)[:3] == ["instruction", "input", "output"]
         assert row["instruction"] == task.instruction and row.get("choices", []) == list(task.choices)
         assert len(row["input"].split()) <= 30 and row["output"].strip()
-        assert not re.search(
-            r"[{}@#_]", row["input"].replace("@mail", "").replace("@work", "").replace("@post", "")
-        )
+        assert not re.search(r"[{}@#_]", row["input"].replace("@mail", "").replace("@work", "").replace("@post", ""))
         assert answers.setdefault(row["input"], row["output"]) == row["output"]
     if task.choices:
         counts = Counter(row["output"] for row in rows)
@@ -77,9 +74,7 @@ def test_answers_follow_from_the_inputs():
 
 
 def test_asking_for_more_than_there_is():
-    tiny = BUILTIN["iso_date"].__class__(
-        "tiny", "", "", "i", lambda random: (str(random.randint(1, 30)), "x")
-    )
+    tiny = BUILTIN["iso_date"].__class__("tiny", "", "", "i", lambda random: (str(random.randint(1, 30)), "x"))
     assert len(tiny.generate("train", 5, 1)) == 5
     with pytest.raises(InputError, match="builtin:tiny has no 1000 different train rows; ask for fewer"):
         tiny.generate("train", 1000, 1)

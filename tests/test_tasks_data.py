@@ -32,17 +32,13 @@ def tasks():
 def test_all_of_them_load_with_the_metric_that_fits(tasks):
     assert len(tasks) == 21
     assert {name: task.metric for name, task in tasks.items()} == EXPECTED
-    assert all(
-        task.skipped == 0 and len(task.train) >= 250 and len(task.test) >= 100 for task in tasks.values()
-    )
+    assert all(task.skipped == 0 and len(task.train) >= 250 and len(task.test) >= 100 for task in tasks.values())
 
 
 def test_every_row_is_there(tasks):
     for name, task in tasks.items():
         for split in ("train", "test"):
-            assert len(getattr(task, split)) == (DATA / name / f"{split}.jsonl").read_bytes().count(b"\n"), (
-                name
-            )
+            assert len(getattr(task, split)) == (DATA / name / f"{split}.jsonl").read_bytes().count(b"\n"), name
 
 
 def test_choices_and_references(tasks):

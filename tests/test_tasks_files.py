@@ -55,9 +55,7 @@ def test_csv_rows_that_do_not_fit_the_header_are_problems(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion,choices\na,b\na,b,[x]\n")
     short, broken = read_file(tmp_path / "a.csv")
     assert short.problem == "2 cells under 3 columns; quote cells that hold a comma"
-    assert (
-        broken.problem.startswith("broken JSON") and "a list in a cell is written as JSON" in broken.problem
-    )
+    assert broken.problem.startswith("broken JSON") and "a list in a cell is written as JSON" in broken.problem
 
 
 @pytest.mark.parametrize(
@@ -129,10 +127,7 @@ def test_missing_files_name_the_nearest(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     assert message(tmp_path / "trian.jsonl") == ": no such file; did you mean 'train.jsonl'?"
     assert message(tmp_path / "other.csv") == ": no such file"
-    assert (
-        message(tmp_path / "no" / "a.csv")
-        == f": no such file, and the folder {tmp_path / 'no'} does not exist"
-    )
+    assert message(tmp_path / "no" / "a.csv") == f": no such file, and the folder {tmp_path / 'no'} does not exist"
 
 
 def test_a_directory_is_no_file(tmp_path):

@@ -69,9 +69,7 @@ def test_the_fingerprint_is_of_the_rows_used(files):
 
 def test_templates_of_the_run_and_of_the_task(files):
     assert load(files, config={"template": "Q {input}"}).test[0].prompt.startswith("Q t")
-    assert (
-        load(files, template="T {input}", config={"template": "Q {input}"}).test[0].prompt.startswith("T t")
-    )
+    assert load(files, template="T {input}", config={"template": "Q {input}"}).test[0].prompt.startswith("T t")
     assert load(files, template="chat").test[0].messages[0][1].startswith("Say it.\nt")
     assert "task 'one': template: unknown placeholder {x}" in message(files, template="{x}")
 
@@ -101,9 +99,7 @@ def test_validation_is_given_or_split_off(files):
 
 
 def test_no_test_and_nothing_at_all(files):
-    assert "task 'one': train without test, so nothing could be scored; add test:" in message(
-        files, test=None
-    )
+    assert "task 'one': train without test, so nothing could be scored; add test:" in message(files, test=None)
     assert "task 'one': neither train nor test; name a file, builtin:NAME or a Hub name" in message(
         files, train=None, test=None
     )
@@ -214,9 +210,8 @@ def test_final_answers_are_the_references(files):
 
 def test_a_metric_by_name(files):
     assert load(files, metric="bleu").metric == "bleu"
-    assert (
-        "task 'one': metric: unknown metric 'rogue_l'; did you mean 'rouge_l'?; there are exact_match,"
-        in message(files, metric="rogue_l")
+    assert "task 'one': metric: unknown metric 'rogue_l'; did you mean 'rouge_l'?; there are exact_match," in message(
+        files, metric="rogue_l"
     )
 
 
@@ -230,11 +225,7 @@ def test_all_problems_of_all_tasks_at_once(files):
         load_tasks(Config(tasks=bad), files)
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["task 'ab'", "task 'ab'", "task 'c'", "task 'c'"]
-    assert (
-        "train: " in lines[2]
-        and "no.jsonl: no such file" in lines[2]
-        and "nope.csv: no such file" in lines[3]
-    )
+    assert "train: " in lines[2] and "no.jsonl: no such file" in lines[2] and "nope.csv: no such file" in lines[3]
 
 
 def test_test_rows_that_are_also_trained_on(files, caplog):
@@ -293,11 +284,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     expected = "task 'one': train: 'owner/name' is neither an existing file nor reachable on the Hub ("
-    assert (
-        message(tmp_path, train="owner/name", test=None)
-        .splitlines()[-1]
-        .startswith(expected + "Couldn't reach")
-    )
+    assert message(tmp_path, train="owner/name", test=None).splitlines()[-1].startswith(expected + "Couldn't reach")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert expected + "HF_HUB_OFFLINE is set); check the spelling, or download it" in message(
         tmp_path, train="owner/name", test=None

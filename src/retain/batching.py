@@ -39,8 +39,9 @@ class Row:
     """What one forward pass takes, and where its labels are.
 
     input_ids, position_ids: (R, T). attention_mask: (R, 1, T, T) additive, or (R, T) for padded rows.
-    keep: columns whose logits are needed. members: indices of the sequences in this row. Label k is token
-    `targets[k]` of sequence `members[owners[k]]` and is predicted at row `rows[k]`, column keep[`columns[k]`].
+    keep: columns whose logits are needed. members: indices of the sequences in this row.
+    Label k is token `targets[k]` of sequence `members[owners[k]]`; row `rows[k]`, column `keep[columns[k]]`
+    predicts it.
     """
 
     members: list[int]
@@ -138,7 +139,5 @@ def _row(ids, positions, mask, sequences, indices, where, tokens) -> Row:
         targets += [sequences[i].ids[k] for k in labels]
         owners += [member] * len(labels)
     keep, columns = np.unique(np.asarray(columns, dtype=np.int64), return_inverse=True)
-    tensors = [
-        torch.as_tensor(x, dtype=torch.long) for x in (ids, positions, keep, rows, columns, targets, owners)
-    ]
+    tensors = [torch.as_tensor(x, dtype=torch.long) for x in (ids, positions, keep, rows, columns, targets, owners)]
     return Row(list(indices), tensors[0], tensors[1], mask, *tensors[2:], tokens=tokens)

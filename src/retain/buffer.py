@@ -82,9 +82,7 @@ class Buffer:
         candidates = dict(self.samples)
         for sample in samples:
             if sample.id in candidates:
-                raise InputError(
-                    f"sample {sample.id!r} is in the buffer already; every sample needs its own id"
-                )
+                raise InputError(f"sample {sample.id!r} is in the buffer already; every sample needs its own id")
             candidates[sample.id] = sample
         kept = self._kept(list(candidates.values()), len(samples), stage)
         remaining = {one: candidates[one] for one in kept}
@@ -141,9 +139,7 @@ class Buffer:
         path = folder / MEMORY_FILE
         tensors = _read_tensors(path)
         if not np.array_equal(tensors["buffer_digest"], _digest(buffer.samples)):
-            raise InputError(
-                f"{path}: belongs to other samples than {SAMPLES_FILE}; restore both from one copy"
-            )
+            raise InputError(f"{path}: belongs to other samples than {SAMPLES_FILE}; restore both from one copy")
         ids = list(buffer.samples)
         try:
             tracked = [ids[row] for row in tensors["buffer_rows"]]
@@ -190,9 +186,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: is missing; the buffer needs it. Restore it or start the run anew"
-        ) from None
+        raise InputError(f"{path}: is missing; the buffer needs it. Restore it or start the run anew") from None
     except IsADirectoryError:
         raise _broken(path, "it is a folder") from None
 
@@ -223,6 +217,4 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _broken(path: Path, reason: object) -> InputError:
-    return InputError(
-        f"{path}: is not a saved buffer or is broken ({reason}). Restore it or start the run anew"
-    )
+    return InputError(f"{path}: is not a saved buffer or is broken ({reason}). Restore it or start the run anew")

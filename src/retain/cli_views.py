@@ -26,9 +26,7 @@ def make_plan(config: Config, base: Path) -> dict[str, Any]:
 
     stages = [task for task in _load_tasks(config, base) if task.is_stage]
     seed = _load_seed(config, base)
-    plans = plan_run(
-        config, [(task.name, len(task.train)) for task in stages], len(seed.train) if seed else 0
-    )
+    plans = plan_run(config, [(task.name, len(task.train)) for task in stages], len(seed.train) if seed else 0)
     return plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base))
 
 
@@ -54,9 +52,7 @@ def memory_tables(answer: dict[str, Any]) -> RenderableType:
     """The memory's state at each query of a trace."""
     tables = []
     for query in answer["queries"]:
-        table = _table(
-            "sample", "strength", "stability", "loss", "hazard", "last review", "reviews", "log priority"
-        )
+        table = _table("sample", "strength", "stability", "loss", "hazard", "last review", "reviews", "log priority")
         table.title = f"step {query['step']}"
         for name, state in query["samples"].items():
             strength = state["log_strength"]

@@ -244,9 +244,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, need_ta
     return make_config(values, str(path), lines, need_tasks=need_tasks)
 
 
-def make_config(
-    values: dict[str, Any], source: str, lines: Lines | None = None, *, need_tasks: bool = True
-) -> Config:
+def make_config(values: dict[str, Any], source: str, lines: Lines | None = None, *, need_tasks: bool = True) -> Config:
     """A checked Config from plain values (as YAML gives them); all problems in one InputError."""
     values = _spell_out(values)
     problems: list[Problem] = []
@@ -311,9 +309,7 @@ def _task_problems(values: dict[str, Any], need_tasks: bool) -> list[Problem]:
     """What is wrong with the list of tasks as a whole."""
     tasks = values.get("tasks")
     if not tasks and need_tasks:
-        return [
-            (("tasks",), "missing or empty; name at least one task, such as `tasks: [product_sentiment]`")
-        ]
+        return [(("tasks",), "missing or empty; name at least one task, such as `tasks: [product_sentiment]`")]
     if not isinstance(tasks, list):
         return []
     problems: list[Problem] = []

@@ -138,9 +138,7 @@ def _step(target: Any, part: str, path: KeyPath, override: str) -> str | int:
     if part.isdecimal() and int(part) < len(target):
         return int(part)
     close = nearest(part, [name for name in names if name])
-    hint = (
-        f"did you mean {close}?" if close else f"allowed: 0 to {len(target) - 1}" if target else "it is empty"
-    )
+    hint = f"did you mean {close}?" if close else f"allowed: 0 to {len(target) - 1}" if target else "it is empty"
     named = f" or {', '.join(filter(None, names))}" if not close and any(names) else ""
     raise InputError(f"override {override!r}: {where} has no item {part!r}; {hint}{named}")
 

@@ -61,9 +61,7 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
     records, tokens, written = [], 0, 0
     batches = range(0, len(task.test), config.batch_size)
     lm.model.eval()
-    for first in tqdm(
-        batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None
-    ):
+    for first in tqdm(batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None):
         chunk = task.test[first : first + config.batch_size]
         candidates, seen = _candidates(lm, chunk)
         answers, extra = _answers(lm, chunk, candidates, limit)
@@ -127,9 +125,7 @@ def draft(candidates: Sequence[Candidate], stop_ids: Sequence[int], limit: int) 
     """The greedy answer as far as the scored candidates tell it, and whether that is all of it."""
     prefix: list[int] = []
     while len(prefix) < limit:
-        known = next(
-            (c for c in candidates if len(c.best) > len(prefix) and c.targets[: len(prefix)] == prefix), None
-        )
+        known = next((c for c in candidates if len(c.best) > len(prefix) and c.targets[: len(prefix)] == prefix), None)
         if known is None:
             return prefix, False
         token = known.best[len(prefix)]

@@ -121,9 +121,7 @@ class Learner:
             values = task.model_dump() if isinstance(task, TaskConfig) else task
             loaded, spec = self._load_rows(values) if isinstance(values, dict) else self._load_spec(values)
         if spec.name not in [known.name for known in self.config.tasks]:
-            spec = relocate(self.config.model_copy(update={"tasks": [spec]}), self.base, self.dir.path).tasks[
-                0
-            ]
+            spec = relocate(self.config.model_copy(update={"tasks": [spec]}), self.base, self.dir.path).tasks[0]
             self.config = self.config.model_copy(update={"tasks": [*self.config.tasks, spec]})
             self.dir.claim(self.config)
         return loaded
@@ -138,9 +136,7 @@ class Learner:
         with tempfile.TemporaryDirectory() as folder:
             paths = {split: str(Path(folder) / f"{split}.jsonl") for split in rows}
             for split, path in paths.items():
-                Path(path).write_text(
-                    "".join(json.dumps(row) + "\n" for row in rows[split]), encoding="utf-8"
-                )
+                Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[split]), encoding="utf-8")
             task, spec = self._load_spec({**values, **paths})
         return task, spec.model_copy(update=dict.fromkeys(rows, IN_MEMORY))
 
@@ -192,13 +188,10 @@ class Learner:
 
     def _replayer(self, stage: Stage, buffer: Buffer) -> Replayer:
         confidences = {
-            name: 1.0 if sample.confidence is None else sample.confidence
-            for name, sample in buffer.samples.items()
+            name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
         }
         last = self.dir.scores(self.dir.rows()[-1]).get("last_event")
-        return Replayer(
-            stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last
-        )
+        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last)
 
     def _announce(self, stage: Stage) -> None:
         plan = stage.plan
@@ -207,9 +200,7 @@ class Learner:
                      buffer=plan.buffer_size, events=events)  # fmt: skip
         self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)
         replayed = sum(event.replayed for event in plan.events)
-        log.info(
-            "stage %d: %s, %d steps, %d samples to replay", stage.number, plan.task, plan.steps, replayed
-        )
+        log.info("stage %d: %s, %d steps, %d samples to replay", stage.number, plan.task, plan.steps, replayed)
 
     def _buffer(self) -> Buffer:
         """The buffer as the last stage left it."""
@@ -336,7 +327,7 @@ class Learner:
 
 
 def relocate(config: Config, base: Path, folder: Path) -> Config:
-    """The same configuration with its local paths rewritten from `base` to `folder`, so that it can lie there."""
+    """The same configuration with its local paths rewritten from `base` to `folder`, where it will lie."""
 
     def move(source: str | None) -> str | None:
         local = source and (base / source).exists()

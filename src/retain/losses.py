@@ -37,9 +37,7 @@ def label_logits(lm: LanguageModel, row: Row) -> torch.Tensor:
 
 def token_losses(logits: torch.Tensor, row: Row) -> torch.Tensor:
     """Negative log-likelihood (K,) of each label token, in nats, at least float32."""
-    return F.cross_entropy(
-        logits.float() if logits.dtype.itemsize < 4 else logits, row.targets, reduction="none"
-    )
+    return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, row.targets, reduction="none")
 
 
 def row_losses(losses: torch.Tensor, row: Row) -> torch.Tensor:
@@ -65,9 +63,7 @@ def detect_packing(lm: LanguageModel) -> bool:
     """
     words = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11, 12, 13], [5, 6, 14, 15, 16]]
     vocabulary = lm.model.get_input_embeddings().num_embeddings
-    probe = [
-        Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words
-    ]
+    probe = [Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words]
     lm.model.eval()
     tolerance = 1e-3 if lm.dtype.itemsize >= 4 else 5e-2
     found = []

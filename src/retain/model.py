@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class LanguageModel:
 
     def sequence(self, prompt: list[int], answer: str) -> Encoded:
         """A prompt and one answer to it, closed by the end-of-text token."""
-        ids = self.tokenizer(answer, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
+        ids = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
         return Encoded.of(*truncate(prompt, ids, self.max_length))
 
     def _encode_chat(self, sample: Sample) -> Encoded:
@@ -102,13 +103,9 @@ class LanguageModel:
 
     def _render(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> list[int]:
         if not self.tokenizer.chat_template:
-            raise InputError(
-                "model: its tokenizer has no chat template; give the data as prompt and completion"
-            )
+            raise InputError("model: its tokenizer has no chat template; give the data as prompt and completion")
         chat = [{"role": role, "content": content} for role, content in messages]
-        text = self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def save_adapter(self, folder: Path) -> None:
@@ -153,9 +150,7 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
         raise InputError(f"model.name: the tokenizer of {config.model.name!r} has no end-of-text token")
     limit = getattr(model.config, "max_position_embeddings", None) or config.training.max_length
     if limit < config.training.max_length:
-        log.warning(
-            "training.max_length %d is cut to the model's %d positions", config.training.max_length, limit
-        )
+        log.warning("training.max_length %d is cut to the model's %d positions", config.training.max_length, limit)
     adapted = _attach_lora(model, config.lora, config.seed)
     return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
 
@@ -165,9 +160,7 @@ def _locate(config: ModelConfig, base: Path) -> str:
         return str(embedded_model())
     local = base / config.name
     if local.exists() and not (local / "config.json").is_file():
-        raise InputError(
-            f"model.name: {config.name!r} exists but holds no config.json of a transformers model"
-        )
+        raise InputError(f"model.name: {config.name!r} exists but holds no config.json of a transformers model")
     return str(local) if local.exists() else config.name
 
 
@@ -179,16 +172,16 @@ def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.Pe
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks the old way
         try:
             return peft.get_peft_model(model, settings)
         except ValueError as error:
-            linear = {
-                n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
-            }
+            linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
             raise InputError(
-                f"lora.target_modules: {lora.target_modules} not found in this model; it has {', '.join(sorted(linear))}"
+                f"lora.target_modules: {lora.target_modules} not found in this model; "
+                f"it has {', '.join(sorted(linear))}"
             ) from error
 
 

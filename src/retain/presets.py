@@ -32,18 +32,14 @@ def _replay(summary: str, kind: str, ratio_form: str, priority: str, admission: 
 PRESETS: dict[str, Preset] = {
     "none": Preset("plain fine-tuning, no replay: the lower bound", replay=False),
     "fixed": _replay("replay at equal intervals, samples drawn uniformly", "fixed", "constant", "uniform"),
-    "er": _replay(
-        "experience replay at every step from a reservoir", "every", "constant", "uniform", "reservoir"
-    ),
+    "er": _replay("experience replay at every step from a reservoir", "every", "constant", "uniform", "reservoir"),
     "mssr-sch": _replay(
         "expanding intervals and a falling ratio, samples drawn uniformly",
         "expanding",
         "interpolated",
         "uniform",
     ),
-    "mssr-spl": _replay(
-        "equal intervals, samples drawn by memory strength", "fixed", "constant", "retention"
-    ),
+    "mssr-spl": _replay("equal intervals, samples drawn by memory strength", "fixed", "constant", "retention"),
     "mssr": _replay(
         "expanding intervals, a falling ratio, samples drawn by memory strength",
         "expanding",

@@ -15,7 +15,7 @@ STRATEGIES = ("none", "mssr")
 
 
 def quickstart(out: Path | None = None) -> Path:
-    """Run both strategies in `out` (runs/quickstart) and set them side by side in comparison.html; resumes."""
+    """Run both strategies in `out` (runs/quickstart), set them side by side in comparison.html; resumes."""
     out = out or Path("runs/quickstart")
     for strategy in STRATEGIES:
         log.info("— %s —", strategy)

@@ -72,7 +72,5 @@ def evaluate(run_dir: Path, stage: int | None = None) -> dict[str, Any]:
     if stage:
         learner.lm.load_adapter(rows[stage] / "adapter")
     with nullcontext() if stage else learner.lm.base():
-        scores = {
-            task.name: evaluate_task(learner.lm, task, config.evaluation)[0].to_dict() for task in tasks
-        }
+        scores = {task.name: evaluate_task(learner.lm, task, config.evaluation)[0].to_dict() for task in tasks}
     return {"stage": stage, "scores": scores}

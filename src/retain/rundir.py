@@ -50,9 +50,7 @@ class RunDir:
             config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
             self._check_same(old, config)
         elif self.path.exists() and any(self.path.iterdir()):
-            raise InputError(
-                f"output: {self.path} is not empty and not a run; choose an empty or new directory"
-            )
+            raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
         self.stages.mkdir(parents=True, exist_ok=True)
         for leftover in self.stages.glob(".*"):
             shutil.rmtree(leftover)
@@ -119,9 +117,7 @@ class RunDir:
         except ValueError as error:
             raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
 
-    def collect(
-        self, config: Config, tasks: list[dict[str, Any]], peak_memory_bytes: int, versions: dict
-    ) -> dict:
+    def collect(self, config: Config, tasks: list[dict[str, Any]], peak_memory_bytes: int, versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
         rows = [self.scores(row) for row in self.rows()]
         joint = preset_of(config.strategy).joint

@@ -71,18 +71,13 @@ def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 
         plans = [replace(plan, interval=plans[_first_buffered(plans)].interval) for plan in plans]
     starts = accumulate((plan.steps for plan in plans), initial=0)
     fired = _event_steps(config.schedule, plans)
-    plans = [
-        _with_replay(config, plan, start, steps)
-        for plan, start, steps in zip(plans, starts, fired, strict=False)
-    ]
+    plans = [_with_replay(config, plan, start, steps) for plan, start, steps in zip(plans, starts, fired, strict=False)]
     if schedules.decided_online(config.schedule):
         plans = _rehearse(config, plans, stages, seed_samples)
     return plans
 
 
-def plan_to_dict(
-    plans: list[StagePlan], tokens_per_sample: Mapping[str, float] | None = None
-) -> dict[str, Any]:
+def plan_to_dict(plans: list[StagePlan], tokens_per_sample: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The JSON of `retain plan --json`; tokens where `tokens_per_sample` has every task's mean."""
     totals: dict[str, Any] = {
         "steps": sum(plan.steps for plan in plans),

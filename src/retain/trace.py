@@ -58,9 +58,7 @@ def merge_traces(rows: Sequence[Path], target: Path) -> None:
     """One file from the parts of all stages, in order."""
     scratch = target.with_name(target.name + ".tmp")
     with pq.ParquetWriter(scratch, SCHEMA, compression="zstd") as writer:
-        for part in [
-            row / "memory_trace.parquet" for row in rows if (row / "memory_trace.parquet").is_file()
-        ]:
+        for part in [row / "memory_trace.parquet" for row in rows if (row / "memory_trace.parquet").is_file()]:
             for batch in pq.ParquetFile(part).iter_batches():
                 writer.write_batch(batch)
     scratch.replace(target)

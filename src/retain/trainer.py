@@ -55,7 +55,7 @@ class StageRecord:
 
 
 def new_batches(samples: Sequence[Sample], plan: StagePlan, seed: int, stage: int) -> Iterator[list[Sample]]:
-    """The new samples of each step: every epoch its own shuffle by (seed, stage, epoch), whatever the strategy."""
+    """The new samples of each step: every epoch has a shuffle by (seed, stage, epoch), under any strategy."""
     epoch, order = 0, []
     for size in plan.new_per_step:
         if not order:
@@ -82,9 +82,7 @@ class Optimization:
         )
         self.optimizer = accelerator.prepare_optimizer(adamw)
         warmup = round_amount(config.warmup * steps)
-        self.schedule = get_scheduler(
-            config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps
-        )
+        self.schedule = get_scheduler(config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps)
 
     def step(self, samples: Sequence[Sample], weights: np.ndarray) -> np.ndarray:
         """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
@@ -136,9 +134,7 @@ def train_stage(
     optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps)
     refresh_every = refresh_interval(config.memory.refresh_every, plan.steps)
     strategy.begin_task(lm.model, task)
-    for step, new in enumerate(
-        _bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1
-    ):
+    for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
         replayed = [buffer.samples[i] for i in replayer.draw(step)]
@@ -160,7 +156,7 @@ def train_stage(
 
 
 def _bar(batches: Iterator[list[Sample]], task: Task, plan: StagePlan) -> tqdm:
-    """A progress bar that shows only on a terminal, and only where the stage takes longer than two seconds."""
+    """A progress bar that shows only on a terminal, and where the stage takes longer than two seconds."""
     return tqdm(batches, f"train {task.name}", plan.steps, unit="step", delay=2, leave=False, disable=None)
 
 

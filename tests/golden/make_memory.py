@@ -139,9 +139,7 @@ def random_trace(rng, config, length=40):
     ops, tracked, step, entered = [], [], 0, 0
     for _ in range(length):
         step += rng.choice([0, 0, 1, 3, 25, 200])
-        kind = rng.choice(
-            ["add", "observe", "refresh", "review", "review", "remove", "unit", "query", "query"]
-        )
+        kind = rng.choice(["add", "observe", "refresh", "review", "review", "remove", "unit", "query", "query"])
         some = rng.sample(tracked, rng.randint(0, len(tracked)))
         op = {"op": kind}
         if kind == "add":

@@ -45,9 +45,7 @@ def check_step(step: Any, latest: int) -> int:
     if not 0 <= step <= LAST_STEP:
         raise InputError(f"step = {shown(step)}: must be from 0 to 2**53.")
     if step < latest:
-        raise InputError(
-            f"step = {step}: comes before step {latest}, which has been. Steps must not go back."
-        )
+        raise InputError(f"step = {step}: comes before step {latest}, which has been. Steps must not go back.")
     return int(step)
 
 
@@ -61,9 +59,7 @@ def check_count(name: str, value: Any) -> int:
 def check_unit(time_unit: Any) -> float:
     """The length of a tick in steps."""
     if not is_number(time_unit) or not SMALLEST <= time_unit <= LARGEST:
-        raise InputError(
-            f"time_unit = {shown(time_unit)}: must be a number above 0 (steps per tick, 1e-50 to 1e50)."
-        )
+        raise InputError(f"time_unit = {shown(time_unit)}: must be a number above 0 (steps per tick, 1e-50 to 1e50).")
     return float(time_unit)
 
 

@@ -15,9 +15,7 @@ _SECOND = 0x94D049BB133111EB
 
 def hash_ids(ids: Iterable[str]) -> np.ndarray:
     """64-bit BLAKE2b of each id, shape (N,), uint64."""
-    digests = b"".join(
-        hashlib.blake2b(one.encode("utf-8", "surrogatepass"), digest_size=8).digest() for one in ids
-    )
+    digests = b"".join(hashlib.blake2b(one.encode("utf-8", "surrogatepass"), digest_size=8).digest() for one in ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 

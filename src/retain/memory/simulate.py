@@ -63,9 +63,7 @@ def parse_config(config: Any) -> MemoryModel:
     try:
         model = MemoryModel.model_validate({**config, "time_unit": 1.0})
     except ValidationError as error:
-        problems += [
-            f"{'.'.join(map(str, path))}: {text}" for path, text in problems_of(error, MemoryModel, config)
-        ]
+        problems += [f"{'.'.join(map(str, path))}: {text}" for path, text in problems_of(error, MemoryModel, config)]
     else:
         problems += parameter_problems(model)
         if model.priority == "confidence":
@@ -120,9 +118,7 @@ def _check_keys(place: str, value: Any, keys: dict[str, bool]) -> None:
             raise InputError(f"{place}: has the unknown key {shown(key)}; {hint(key, keys)}.")
     for key, needed in keys.items():
         if needed and key not in value:
-            raise InputError(
-                f"{place}.{key}: is missing; needed: {', '.join(k for k, v in keys.items() if v)}."
-            )
+            raise InputError(f"{place}.{key}: is missing; needed: {', '.join(k for k, v in keys.items() if v)}.")
 
 
 def _samples(state: MemoryState, step: int) -> dict[str, dict[str, Any]]:

@@ -83,9 +83,7 @@ class MemoryState:
         for position, one in enumerate(ids):
             if one in self._rows:
                 raise InputError(f"ids[{position}] = {shown(one)}: is tracked already. Remove it first.")
-        ema_loss = (
-            np.full(len(ids), np.nan) if losses is None else check_losses(losses, len(ids), missing=True)
-        )
+        ema_loss = np.full(len(ids), np.nan) if losses is None else check_losses(losses, len(ids), missing=True)
         stability = np.full(len(ids), self.config.s_min)
         self._table.append(
             len(ids),
@@ -110,9 +108,7 @@ class MemoryState:
     def refresh(self, step: int) -> None:
         """New quantiles and hazards; the time since the anchor is charged at the new hazard (Eq. 7)."""
         step, table = check_step(step, self._latest), self._table
-        found = dynamics.loss_quantiles(
-            table["ema_loss"], self.config.quantile_low, self.config.quantile_high
-        )
+        found = dynamics.loss_quantiles(table["ema_loss"], self.config.quantile_low, self.config.quantile_high)
         self._quantiles = found or self._quantiles
         table["hazard"][:] = self._hazard(table["ema_loss"], table["stability"])
         table["log_strength"][:] = self._decayed(step)
@@ -284,9 +280,7 @@ class MemoryState:
                 raise InputError(f"confidences[{one!r}] = {shown(value)}: must be a number of at least 0.")
         return np.array([found[one] for one in self._ids], dtype=np.float64)
 
-    def _drawn(
-        self, count: int, log_weights: np.ndarray, noise: np.ndarray, oldest: float | None
-    ) -> list[int]:
+    def _drawn(self, count: int, log_weights: np.ndarray, noise: np.ndarray, oldest: float | None) -> list[int]:
         if oldest is None:
             return gumbel_top_k(log_weights, noise, count).tolist()
         front = stalest(self._table["last_review"], self._ids, oldest, count // 2)

@@ -92,9 +92,7 @@ def _differences(runs: Sequence[Run]) -> Markup | None:
     }
     differing = [name for name, values in facts.items() if len(values) > 1]
     return (
-        tag("p", f"Careful: these runs differ in {', '.join(differing)} too.", class_="warning")
-        if differing
-        else None
+        tag("p", f"Careful: these runs differ in {', '.join(differing)} too.", class_="warning") if differing else None
     )
 
 
@@ -120,11 +118,7 @@ def _sentence(name: str, run: Run) -> Markup:
     elif forgotten is None:
         tail = "on average"
     else:
-        tail = (
-            f"on average and forgot {number(forgotten)}"
-            if forgotten > 0.005
-            else "on average and forgot nothing"
-        )
+        tail = f"on average and forgot {number(forgotten)}" if forgotten > 0.005 else "on average and forgot nothing"
     return join(tag("b", name), " ends at ", tag("strong", number(_final(run))), f" {tail}. ")
 
 
@@ -210,9 +204,7 @@ def _line_panel(runs: Sequence[Run], names: Sequence[str], task: str) -> Markup:
             ends.append((points[-1][1], f"{number(points[-1][1])} {shorten(name, 58, 11)}", color, name))
     places = spread([panel.y(value) for value, *_ in ends], 14, panel.top, panel.bottom)
     marks += [
-        join(
-            dot(panel.right + 12, y, 4, color), text(panel.right + 20, y + 4, label, 11, "ink", data_tip=name)
-        )
+        join(dot(panel.right + 12, y, 4, color), text(panel.right + 20, y + 4, label, 11, "ink", data_tip=name))
         for (_, label, color, name), y in zip(ends, places, strict=True)
     ]
     marks += [

@@ -21,9 +21,7 @@ EXPLAINED = (
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     """The runs in these directories. Raises InputError for none at all and for a broken one."""
     if not run_dirs:
-        raise InputError(
-            "comparison: no run directory given; name at least one output directory of `retain run`"
-        )
+        raise InputError("comparison: no run directory given; name at least one output directory of `retain run`")
     return [read_run(Path(run_dir)) for run_dir in run_dirs]
 
 

@@ -102,9 +102,7 @@ def _notes(run: Run) -> Markup | None:
         notes.append(f"{whole(run.results['truncated'])} samples were longer than the limit and cut.")
     skipped = {task: count for task, count in run.results["skipped"].items() if count}
     if skipped:
-        notes.append(
-            "Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + "."
-        )
+        notes.append("Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + ".")
     return tag("p", " ".join(notes), class_="meta") if notes else None
 
 
@@ -204,9 +202,7 @@ def _costs(run: Run) -> Markup:
 
 def _metrics(run: Run) -> Markup:
     by_view = {
-        view: metrics
-        for view, metrics in run.results["metrics_by_matrix"].items()
-        if view in run.results["matrices"]
+        view: metrics for view, metrics in run.results["metrics_by_matrix"].items() if view in run.results["matrices"]
     }
     if not by_view:
         return _say("Metrics need scores; nothing has been evaluated yet.")

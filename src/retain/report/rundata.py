@@ -162,13 +162,9 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == last:
                 break
-            raise InputError(
-                f"{path}, line {number + 1}: not valid JSON ({error}); fix or delete it"
-            ) from None
+            raise InputError(f"{path}, line {number + 1}: not valid JSON ({error}); fix or delete it") from None
         if not isinstance(record, dict) or "kind" not in record:
-            raise InputError(
-                f'{path}, line {number + 1}: not an object with a "kind"; fix or delete the line'
-            )
+            raise InputError(f'{path}, line {number + 1}: not an object with a "kind"; fix or delete the line')
         missing = [key for key in REQUIRED.get(record["kind"], ()) if key not in record]
         if missing:
             what = f'"{record["kind"]}" lacks {", ".join(missing)}'
@@ -209,9 +205,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def rebuild(journal: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     """The results of a run that wrote none: from the journal's evaluations and the config's tasks."""
-    measured = {
-        (record["row"], record["task"]): record for record in journal if record["kind"] == "evaluation"
-    }
+    measured = {(record["row"], record["task"]): record for record in journal if record["kind"] == "evaluation"}
     start = next((record for record in journal if record["kind"] == "start"), {})
     strategy = strategy_name(start.get("strategy", config.get("strategy", "?")))
     rows = range(max((row for row, _ in measured), default=-1) + 1)
@@ -269,9 +263,7 @@ def _matrices(matrices: dict[str, Rows | None], tasks: int, joint: bool | None) 
             continue
         for number, row in enumerate(rows):
             if len(row) != tasks:
-                raise InputError(
-                    f"matrix {view}: row {number} has {len(row)} scores for {tasks} tasks; one a task"
-                )
+                raise InputError(f"matrix {view}: row {number} has {len(row)} scores for {tasks} tasks; one a task")
         if joint is not None:
             summarize(rows, joint)
         kept[view] = rows
@@ -314,8 +306,6 @@ def _trace(path: Path) -> dict[str, np.ndarray] | None:
     try:
         table = pyarrow.parquet.read_table(path, columns=list(TRACE_COLUMNS))
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: not readable as Parquet ({error}); delete it to leave the figure out"
-        ) from None
+        raise InputError(f"{path}: not readable as Parquet ({error}); delete it to leave the figure out") from None
     columns = {name: table[name].to_numpy() for name in TRACE_COLUMNS}
     return columns if len(columns["step"]) else None

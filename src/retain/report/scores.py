@@ -198,9 +198,7 @@ def task_panels(run: Run, view: View) -> Markup:
     return tag("div", [panel for panel in panels if panel], class_="panels")
 
 
-def _task_panel(
-    run: Run, view: View, task: str, scores: list[float | None], own: int | None
-) -> Markup | None:
+def _task_panel(run: Run, view: View, task: str, scores: list[float | None], own: int | None) -> Markup | None:
     """`own`: the row the task is compared with: its own stage, 0 for evaluation only, None for joint."""
     points = [(row, score) for row, score in enumerate(scores) if score is not None]
     if not points:
@@ -220,14 +218,10 @@ def _task_panel(
     marks += [_point(panel, run, view, task, row, score, own) for row, score in points]
     subtitle = _subtitle(points, reference, own, view)
     title = text(0, 14, shorten(task, width, 14), 14, "ink", font_weight=600, data_tip=task)
-    return picture(
-        width, height, f"{task}: {subtitle[0]}", title, text(0, 32, subtitle[0], 12, subtitle[1]), marks
-    )
+    return picture(width, height, f"{task}: {subtitle[0]}", title, text(0, 32, subtitle[0], 12, subtitle[1]), marks)
 
 
-def _subtitle(
-    points: list[tuple[int, float]], reference: float | None, own: int | None, view: View
-) -> tuple[str, str]:
+def _subtitle(points: list[tuple[int, float]], reference: float | None, own: int | None, view: View) -> tuple[str, str]:
     """(text, color) under a panel's title."""
     last_row, last = points[-1]
     if own == 0:

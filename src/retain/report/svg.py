@@ -8,9 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 CHARACTER_WIDTH = 0.64  # of the font size, for bold system fonts
 
 
@@ -55,23 +53,17 @@ def _attribute(value: object) -> object:
 
 def picture(width: float, height: float, label: str, *children: object) -> Markup:
     """An <svg> that scales with its column; `label` is read out by screen readers."""
-    return tag(
-        "svg", *children, viewBox=f"0 0 {width:g} {height:g}", width="100%", role="img", aria_label=label
-    )
+    return tag("svg", *children, viewBox=f"0 0 {width:g} {height:g}", width="100%", role="img", aria_label=label)
 
 
-def text(
-    x: float, y: float, content: object, size: float = 12, color: str = "muted", **more: object
-) -> Markup:
+def text(x: float, y: float, content: object, size: float = 12, color: str = "muted", **more: object) -> Markup:
     """A line of text whose baseline starts (or ends, by text_anchor) at (x, y)."""
     return tag("text", content, x=float(x), y=float(y), font_size=size, fill=f"var(--{color})", **more)
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, color: str = "rule", **more: object) -> Markup:
     """A straight line."""
-    return tag(
-        "line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=f"var(--{color})", **more
-    )
+    return tag("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=f"var(--{color})", **more)
 
 
 def box(x: float, y: float, width: float, height: float, fill: str, **more: object) -> Markup:

@@ -76,8 +76,6 @@ def compare_table(runs: list[tuple[str, dict[str, Any]]]) -> Table:
     for label, results in runs:
         metrics, costs = results["metrics"], results.get("costs") or {}
         scores = [number(metrics.get(name), 3) for name in ("ACC", "forgetting", "BWT", "NLL")]
-        spent = [
-            cost(name, costs[name]) if name in costs else NOTHING for name in ("replayed_samples", "seconds")
-        ]
+        spent = [cost(name, costs[name]) if name in costs else NOTHING for name in ("replayed_samples", "seconds")]
         table.add_row(Text(clean(label)), *[Text(value) for value in scores + spent])
     return table

@@ -51,9 +51,7 @@ def _cividis(share: float) -> str:
 
 def variables() -> str:
     """The CSS that defines the colors, dark where the reader's system is; paper is always light."""
-    light, dark = (
-        "".join(f"--{name}:{color};" for name, color in colors.items()) for colors in (LIGHT, DARK)
-    )
+    light, dark = ("".join(f"--{name}:{color};" for name, color in colors.items()) for colors in (LIGHT, DARK))
     return (
         f":root{{color-scheme:light dark;{light}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"

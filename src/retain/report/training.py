@@ -76,11 +76,7 @@ def timeline(run: Run, width: int) -> Markup:
     counts = _panel(run, width, 146, 246, max([sum(bin_.values()) for bin_ in bins.values()] + [1]) * 1.08)
     marks = [text(LEFT, 44, "Share of replay an event asks for", 12), ratio.rows(compact, 2)]
     for stage in run.stages:
-        points = [
-            (event["global_step"], event.get("ratio") or 0)
-            for event in events
-            if event["stage"] == stage.number
-        ]
+        points = [(event["global_step"], event.get("ratio") or 0) for event in events if event["stage"] == stage.number]
         marks.append(ratio.line(points, "var(--muted)", stroke_width=1.25))
         if len(points) <= width / 12:
             marks += [dot(ratio.x(step), ratio.y(share), 2.5, "var(--ink)") for step, share in points]
@@ -136,9 +132,7 @@ def loss(run: Run, width: int) -> Markup:
             if name == "new":
                 marks.append(panel.line(_thin(raw, size), color, stroke_width=1, stroke_opacity=0.28))
             else:
-                marks += [
-                    dot(panel.x(x), panel.y(y), 1.6, color, fill_opacity=0.45) for x, y in _thin(raw, size)
-                ]
+                marks += [dot(panel.x(x), panel.y(y), 1.6, color, fill_opacity=0.45) for x, y in _thin(raw, size)]
             smooth = running_mean(raw, max(3, len(run.records("step")) // 60))
             marks.append(panel.line(_thin(smooth, size), color, stroke_width=2.25))
         last = [step for step in steps if known(step.get(key))]
@@ -160,9 +154,7 @@ def _loss_tips(steps: list[dict], panel: Panel, size: int) -> Markup:
         tip = f"step {step['global_step']}, {step.get('task', '')}\nnew {number(step.get('new_loss'), 3)}"
         if known(step.get("replay_loss")):
             tip += f"\nreplayed {number(step['replay_loss'], 3)}"
-        hits.append(
-            box(x - reach, panel.top, reach * 2, panel.bottom - panel.top, "transparent", data_tip=tip)
-        )
+        hits.append(box(x - reach, panel.top, reach * 2, panel.bottom - panel.top, "transparent", data_tip=tip))
     return join(hits)
 
 
@@ -252,9 +244,7 @@ def plan_table(run: Run) -> Markup:
         "share of what was trained",
         "new samples after the last event",
     )
-    cells = [
-        tag("th", name, scope="col", class_=None if index == 0 else "n") for index, name in enumerate(head)
-    ]
+    cells = [tag("th", name, scope="col", class_=None if index == 0 else "n") for index, name in enumerate(head)]
     table = tag("table", tag("thead", tag("tr", cells)), tag("tbody", rows), class_="plain")
     return tag("div", table, class_="scroll")
 
@@ -293,6 +283,4 @@ def _bullet(planned: int, delivered: int) -> Markup:
         box(0, 4, 118 * delivered / full, 8, "var(--strong)", rx=2),
         box(118 * planned / full, 0, 2, 16, "var(--ink)"),
     )
-    return tag(
-        "svg", *marks, viewBox="0 0 122 16", width=122, height=16, role="img", aria_label=tip, data_tip=tip
-    )
+    return tag("svg", *marks, viewBox="0 0 122 16", width=122, height=16, role="img", aria_label=tip, data_tip=tip)

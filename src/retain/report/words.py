@@ -33,8 +33,7 @@ METRICS = {
     ),
     "FWT": (
         "Forward transfer",
-        "Mean over all tasks but the first of the score just before its stage minus the "
-        "untouched model's score.",
+        "Mean over all tasks but the first of the score just before its stage minus the untouched model's score.",
     ),
     "forgetting": (
         "Forgetting",
@@ -43,8 +42,7 @@ METRICS = {
     ),
     "forgetting_final": (
         "Forgetting at the end",
-        "Mean over all tasks but the last of the best score before the last stage minus the "
-        "score at the end.",
+        "Mean over all tasks but the last of the best score before the last stage minus the score at the end.",
     ),
     "retention": (
         "Retention",
@@ -53,8 +51,7 @@ METRICS = {
     ),
     "normalized_score": (
         "Normalized score",
-        "Mean over tasks of the score at the end divided by the best score after any stage "
-        "(MSSR Eq. 36, 37).",
+        "Mean over tasks of the score at the end divided by the best score after any stage (MSSR Eq. 36, 37).",
     ),
     "NLL": (
         "Held-out NLL",

@@ -1,4 +1,4 @@
-"""The named strategies: what each does to losses and gradients. When and what is replayed stands in `presets`."""
+"""The named strategies: what each does to losses and gradients. What is replayed when stands in `presets`."""
 
 from retain.strategies.base import Strategy
 

@@ -21,9 +21,7 @@ class Strategy:
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:
         """Called once before a task's first step."""
 
-    def losses(
-        self, model: torch.nn.Module, batch: object, base: torch.Tensor, logits: torch.Tensor
-    ) -> torch.Tensor:
+    def losses(self, model: torch.nn.Module, batch: object, base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Per-sample losses (B,), never reduced. `base` (B,) are the token-mean losses, `logits` (K, V)
         those of the K label tokens of `batch`."""
         return base

@@ -107,16 +107,16 @@ _TASKS = (
         "Messages that customers of an online shop write to support, each with the topic that decides which "
         "team answers: payment (charges, refunds), error (crashes), delivery (late or damaged goods) or "
         "account (login, profile).",
-        "Is this message about a payment, an error, a delivery or an account?",
+        "What is this message about?",
         _classify(SUPPORT, SLOTS["support_frame"]),
         _labels(SUPPORT),
     ),
     BuiltinTask(
         "incident_urgency",
-        "grade an incident note as low or high",
-        "Short notes about IT incidents, each with its urgency: high if users cannot work or data is at risk, "
-        "low if it is cosmetic and can wait.",
-        "Is the urgency of this incident low or high?",
+        "tell a minor incident from a critical one",
+        "Short notes about IT incidents, each with its urgency: critical if users cannot work or data is at "
+        "risk, minor if it is cosmetic and can wait.",
+        "How serious is this incident?",
         _classify(INCIDENTS, SLOTS["incident_frame"]),
         _labels(INCIDENTS),
     ),
@@ -125,7 +125,7 @@ _TASKS = (
         "tell a positive product review from a negative one",
         "One or two sentences from reviews of household products, each with the verdict of its writer: "
         "positive or negative.",
-        "Is this product review positive or negative?",
+        "What is the verdict of this review?",
         _classify(REVIEWS, SLOTS["review_frame"]),
         _labels(REVIEWS),
     ),
@@ -133,7 +133,7 @@ _TASKS = (
         "home_intent",
         "find the intent of a smart-home command",
         "Commands spoken to a smart home, each with its intent: lights, heating, music, alarm or shopping.",
-        "Is this command about lights, heating, music, alarm or shopping?",
+        "What is this command about?",
         _classify(HOME, SLOTS["home_frame"]),
         _labels(HOME),
     ),

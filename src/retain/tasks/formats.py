@@ -106,9 +106,7 @@ def _completion(row: dict, template: str) -> tuple[str, str, Messages]:
     return _text(row, "prompt"), _text(row, "completion"), ()
 
 
-def _conversation(
-    row: dict, field: str, role: str, content: str, roles: dict[str, str]
-) -> tuple[str, str, Messages]:
+def _conversation(row: dict, field: str, role: str, content: str, roles: dict[str, str]) -> tuple[str, str, Messages]:
     """Turns: an optional system message, then user and assistant, the last one an assistant's."""
     turns = row.get(field)
     if not isinstance(turns, list) or not turns:
@@ -120,9 +118,7 @@ def _conversation(
         speaker = roles.get(turn.get(role)) if isinstance(turn.get(role), str) else None
         if speaker is None or (speaker == "system" and place):
             allowed = f"{', '.join(roles)} (system only first)"
-            raise ValueError(
-                f'"{field}" item {place + 1}: "{role}" is {show(turn.get(role))}; allowed: {allowed}'
-            )
+            raise ValueError(f'"{field}" item {place + 1}: "{role}" is {show(turn.get(role))}; allowed: {allowed}')
         try:
             messages.append((speaker, _text(turn, content)))
         except ValueError as error:

@@ -26,9 +26,7 @@ def read_hub(source: str, split: str) -> list[Row]:
     except Exception as error:  # the library raises a dozen kinds, from HTTP to pickle; all mean "no data"
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         reason = (
-            "HF_HUB_OFFLINE is set"
-            if offline
-            else show((str(error).splitlines() or [repr(error)])[0]).strip("'\"")
+            "HF_HUB_OFFLINE is set" if offline else show((str(error).splitlines() or [repr(error)])[0]).strip("'\"")
         )
         raise InputError(
             f"{show(source)} is neither an existing file nor reachable on the Hub ({reason}); "

@@ -53,16 +53,12 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 def _read_builtin(name: str, split: str, count: int, seed: int) -> list[Row]:
     if name not in BUILTIN:
-        raise InputError(
-            f"no built-in task {show(name)}{suggest(name, list(BUILTIN))}; there are {', '.join(BUILTIN)}"
-        )
+        raise InputError(f"no built-in task {show(name)}{suggest(name, list(BUILTIN))}; there are {', '.join(BUILTIN)}")
     rows = BUILTIN[name].generate(split, count, seed)
     return [Row(number, f"row {number + 1}", row) for number, row in enumerate(rows)]
 
 
-def read_source(
-    source: str, split: str, base: Path, count: int | None, seed: int
-) -> tuple[list[Row], tuple[str, ...]]:
+def read_source(source: str, split: str, base: Path, count: int | None, seed: int) -> tuple[list[Row], tuple[str, ...]]:
     """The rows of a file, a built-in task or a Hub data set, and the labels that lie beside the file."""
     if source.startswith(BUILTIN_PREFIX):
         name = source.removeprefix(BUILTIN_PREFIX)
@@ -182,9 +178,7 @@ def _check(task: TaskConfig, config: Config, needs_test: bool) -> list[str]:
     if not (task.train or task.test):
         problems.append("neither train nor test; name a file, builtin:NAME or a Hub name")
     elif needs_test and not task.test:
-        problems.append(
-            "train without test, so nothing could be scored; add test: a file or a split (owner/name:test)"
-        )
+        problems.append("train without test, so nothing could be scored; add test: a file or a split (owner/name:test)")
     return problems
 
 
@@ -234,9 +228,7 @@ def _use_finals(task: Task, finals: dict[str, str]) -> None:
     """Score against the column `answer` where there is one."""
     for split in ID_PREFIXES:
         samples = getattr(task, split)
-        setattr(
-            task, split, [replace(s, references=(finals[s.id],)) if s.id in finals else s for s in samples]
-        )
+        setattr(task, split, [replace(s, references=(finals[s.id],)) if s.id in finals else s for s in samples])
 
 
 def load_tasks(config: Config, base: Path, split_validation: bool = False) -> list[Task]:

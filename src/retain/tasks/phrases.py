@@ -42,21 +42,21 @@ SUPPORT = {
 }
 
 INCIDENTS = {
-    "low": [
-        "there is a small typo on the {page} page",
+    "minor": [
+        "there is a minor typo on the {page} page",
         "the icon on the {page} page has a slightly wrong color",
-        "a small text on the {page} page is out of date",
-        "the {system} has a small typo in one of its emails",
-        "a small icon of the {system} is missing",
+        "a minor text on the {page} page is out of date",
         "the layout of the {page} page is slightly off",
-        "a small picture on the {page} page is missing",
+        "the {system} has a minor typo in one of its emails",
+        "a minor icon of the {system} is missing",
     ],
-    "high": [
+    "critical": [
         "the {system} is down for all users in {city}",
         "nobody in {city} can use the {system}, all work has stopped",
         "all payments fail and the {system} is down",
         "the {system} is down and losing all data",
         "the {system} is down in {city}, everybody is waiting",
+        "the {system} has been hacked, all customers are affected",
     ],
 }
 
@@ -141,7 +141,7 @@ SLOTS = {
     ],
     "support_frame": ["{hello}@.", "{hello}@.{thanks}"],
     "incident_frame": [
-        "@.", "{name} reports: @.", "since {hour}: @.", "ticket ####: @.", "note from {city}: @.",
+        "@.", "{name} reports: @.", "since {hour}: @.", "ticket from {city}: @.", "note from {city}: @.",
         "{name} called at {hour}, @.", "{day} {hour}, @.",
     ],
     "review_frame": [
