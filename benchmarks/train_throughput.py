@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retain.config import make_config
-from retain.losses import detect_packing
+from retain.losses import choose_layout
 from retain.model import embedded_model, load_model
 from retain.strategies.base import Strategy
 from retain.trainer import Optimization
@@ -55,7 +55,7 @@ def ours(samples: list[Sample]) -> float:
     """Seconds inside the training steps of our loop."""
     config = make_config({"training": {"learning_rate": 1e-3, "batch_size": BATCH}}, "benchmark", need_tasks=False)
     lm = load_model(config)
-    lm.packs = detect_packing(lm)
+    choose_layout(lm)
     steps = [samples[k : k + BATCH] for k in range(0, len(samples), BATCH)]
     optimization = Optimization(lm, Strategy(), Accelerator(), config.training, len(steps))
     started = time.perf_counter()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retain.batching import Encoded, common_prefix, pack, pad, split_rows, truncate
+from retain.batching import Encoded, common_prefix, dense_mask, pack, pad, split_rows, truncate
 
 TOKENS = st.lists(st.integers(0, 3), min_size=2, max_size=8)
 
@@ -20,7 +20,7 @@ def test_shared_prefix_is_stored_once():
     row = pack(sequences, split_rows(sequences)[0])
     assert row.input_ids.tolist() == [[1, 2, 3, 7, 9, 9]]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
-    allowed = row.attention_mask[0, 0] == 0
+    allowed = dense_mask(row.tree, row.tokens, torch.float32)[0, 0] == 0
     assert allowed[3].tolist() == [True, True, True, True, False, False]
     assert allowed[5].tolist() == [True, True, True, False, True, True]
     assert row.tokens == 6
@@ -33,7 +33,7 @@ def test_every_path_through_the_tree_is_its_sequence(lists):
     seen = []
     for indices in split_rows(sequences, row_tokens=12):
         row = pack(sequences, indices)
-        allowed = (row.attention_mask[0, 0] == 0).numpy()
+        allowed = (dense_mask(row.tree, row.tokens, torch.float32)[0, 0] == 0).numpy()
         for k, (member, target) in enumerate(zip(row.owners.tolist(), row.targets.tolist(), strict=True)):
             node = int(row.keep[row.columns[k]])
             path = np.flatnonzero(allowed[node])
@@ -56,7 +56,7 @@ def test_padded_rows_mark_padding():
     sequences = [encoded([1, 2, 3]), encoded([4, 5])]
     row = pad(sequences, [0, 1], pad_id=0)
     assert row.input_ids.tolist() == [[1, 2, 3], [4, 5, 0]]
-    assert row.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert row.mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert row.tokens == 5
     assert [(int(row.rows[k]), int(row.keep[row.columns[k]]), int(row.targets[k])) for k in range(2)] == [
         (0, 1, 3),
@@ -81,7 +81,8 @@ def test_common_prefix():
     assert [common_prefix(a, b) for a, b in [((), (1,)), ((1, 2), (1, 3)), ((1, 2), (1, 2, 3))]] == [0, 1, 2]
 
 
-def test_mask_is_additive_and_finite():
-    row = pack([encoded([1, 2])], [0], torch.float64)
-    assert row.attention_mask.dtype == torch.float64
-    assert torch.isfinite(row.attention_mask).all()
+def test_the_dense_mask_is_additive_and_finite():
+    row = pack([encoded([1, 2])], [0])
+    mask = dense_mask(row.tree, row.tokens, torch.float64)
+    assert mask.dtype == torch.float64 and torch.isfinite(mask).all()
+    assert mask[0, 0].tolist() == [[0.0, torch.finfo(torch.float64).min], [0.0, 0.0]]

@@ -27,10 +27,10 @@ def alone(lm, prompt, answer):
     return [float(logits[k - 1, sequence.ids[k]]) for k in range(start, len(sequence.ids))]
 
 
-@pytest.fixture(params=[True, False], ids=["packed", "padded"])
+@pytest.fixture(params=["tree", "masked", "padded"])
 def lm(request):
     model = language_model()
-    model.packs = request.param
+    model.use_layout(request.param)
     return model
 
 

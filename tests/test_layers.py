@@ -31,6 +31,7 @@ LAYERS = {
     "report": 1,
     "rundir": 1,
     "trace": 1,
+    "attention": 2,
     "model": 2,
     "batching": 2,
     "losses": 2,

@@ -8,7 +8,7 @@ from tiny import byte_tokenizer, tiny_llama, tiny_values
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from retain.config import LoraConfig, make_config
-from retain.losses import detect_packing, label_logits, make_rows, row_losses, sample_losses, token_losses
+from retain.losses import choose_layout, label_logits, make_rows, row_losses, sample_losses, token_losses
 from retain.model import LanguageModel, _attach_lora
 from retain.strategies.base import Strategy
 from retain.trainer import Optimization
@@ -48,13 +48,13 @@ def gradients(lm):
     return found
 
 
-@pytest.mark.parametrize("packs", [True, False])
-def test_losses_and_gradients_equal_transformers(packs):
+@pytest.mark.parametrize("layout", ["tree", "masked", "padded"])
+def test_losses_and_gradients_equal_transformers(layout):
     lm = language_model(torch.float64)
-    lm.packs = packs
     expected = reference(lm)
     expected.sum().backward()
     expected_gradients = gradients(lm)
+    lm.use_layout(layout)
     sequences = [lm.encode(sample) for sample in SAMPLES]
     found = torch.zeros(len(SAMPLES), dtype=torch.float64)
     for row in make_rows(lm, sequences, max_members=2):
@@ -65,23 +65,23 @@ def test_losses_and_gradients_equal_transformers(packs):
     torch.testing.assert_close(gradients(lm), expected_gradients, rtol=1e-5, atol=2e-6)
 
 
-def test_detect_packing_accepts_llama_and_gpt2():
-    assert detect_packing(language_model())
+def test_choose_layout_accepts_llama_and_gpt2():
+    assert choose_layout(language_model()) == "tree"
     gpt2 = GPT2LMHeadModel(
         GPT2Config(vocab_size=258, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=1, bos_token_id=1)
     )
-    assert detect_packing(language_model(model=gpt2, target_modules=["c_attn"]))
+    assert choose_layout(language_model(model=gpt2, target_modules=["c_attn"])) == "tree"
 
 
-def test_detect_packing_refuses_a_model_that_ignores_the_mask():
+def test_choose_layout_refuses_a_model_that_ignores_the_mask():
     lm = language_model()
     forward = lm.model.forward
 
-    def without_mask(*args, attention_mask=None, **kwargs):
+    def without_mask(*args, attention_mask=None, tree=None, **kwargs):
         return forward(*args, attention_mask=None, **kwargs)
 
     lm.model.forward = without_mask
-    assert not detect_packing(lm)
+    assert choose_layout(lm) == "padded"
 
 
 def test_prompt_bears_no_loss_and_the_end_does():
@@ -110,7 +110,7 @@ def test_a_step_does_not_depend_on_micro_batches(micro, tmp_path):
     outcomes = []
     for size in (micro, 3):
         lm = language_model(torch.float64)
-        lm.packs = True
+        lm.use_layout("tree")
         training = make_config(tiny_values(tmp_path), "test").training.model_copy(update={"micro_batch_size": size})
         optimization = Optimization(lm, Strategy(), Accelerator(), training, steps=4)
         for _ in range(4):
@@ -122,6 +122,6 @@ def test_a_step_does_not_depend_on_micro_batches(micro, tmp_path):
 
 def test_sample_losses_keep_the_order():
     lm = language_model()
-    lm.packs = True
+    lm.use_layout("tree")
     sequences = [lm.encode(sample) for sample in SAMPLES]
     torch.testing.assert_close(sample_losses(lm, sequences), reference(lm).detach(), rtol=1e-4, atol=1e-5)

@@ -47,12 +47,12 @@ def test_a_run_from_the_command_line(tmp_path):
     assert again.returncode == 0 and "finished already" in again.stderr
 
 
-def test_packed_and_padded_rows_agree_on_the_real_model():
+def test_trees_and_padded_rows_agree_on_the_real_model():
     from retain.config import make_config
-    from retain.losses import detect_packing
+    from retain.losses import choose_layout
     from retain.model import load_model
 
-    assert detect_packing(load_model(make_config({}, "test", need_tasks=False)))
+    assert choose_layout(load_model(make_config({}, "test", need_tasks=False))) == "tree"
 
 
 def test_a_damaged_cache_is_made_anew(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 Sequences that begin alike (the instruction of a task, the question before several choices) share
 the tokens they have in common: a row is a prefix tree of tokens, laid flat. Each token attends to
 its ancestors alone and its position is its depth, so every sequence sees exactly what it would see
-by itself, gradients included. Models that cannot take such a mask get plain padded rows.
+by itself, gradients included. Models that cannot be taught this get plain padded rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-ROW_TOKENS = 512  # attention inside a row grows with its square; wider rows stop paying off
+from retain.attention import Segment
+
+ROW_TOKENS = 512  # more in one pass costs memory and gains nothing on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +40,22 @@ class Encoded:
 class Row:
     """What one forward pass takes, and where its labels are.
 
-    input_ids, position_ids: (R, T). attention_mask: (R, 1, T, T) additive, or (R, T) for padded rows.
+    input_ids, position_ids: (R, T). mask: (R, T) for padded rows, else None and `tree` says who sees whom.
     keep: columns whose logits are needed. members: indices of the sequences in this row.
     Label k is token `targets[k]` of sequence `members[owners[k]]`; row `rows[k]`, column `keep[columns[k]]`
     predicts it.
     """
 
     members: list[int]
-
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    attention_mask: torch.Tensor
     keep: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
+    mask: torch.Tensor | None
+    tree: list[Segment]
     tokens: int
 
     def to(self, device: torch.device) -> Row:
@@ -97,27 +99,48 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((k for k in range(n) if a[k] != b[k]), n)
 
 
-def pack(sequences: Sequence[Encoded], indices: Sequence[int], dtype: torch.dtype = torch.float32) -> Row:
+def pack(sequences: Sequence[Encoded], indices: Sequence[int]) -> Row:
     """One row holding the given sequences (in lexicographic order) as a prefix tree of tokens."""
     tokens: list[int] = []
     depth: list[int] = []
     paths: list[np.ndarray] = []
-    path, previous = np.empty(0, dtype=np.int64), ()
+    tree: list[Segment] = []
+    spans: tuple[tuple[int, int], ...] = ()
+    previous: Sequence[int] = ()
     for i in indices:
         ids = sequences[i].ids
         shared = common_prefix(previous, ids)
-        path = np.concatenate([path[:shared], np.arange(len(tokens), len(tokens) + len(ids) - shared)])
+        start, stop = len(tokens), len(tokens) + len(ids) - shared
+        spans = _first(spans, shared)
+        if stop > start:
+            spans = (*spans, (start, stop))
+            tree.append(Segment(start, stop, spans))
         tokens.extend(ids[shared:])
         depth.extend(range(shared, len(ids)))
-        paths.append(path)
+        paths.append(np.concatenate([np.arange(*span) for span in spans]))
         previous = ids
-    allowed = np.zeros((len(tokens), len(tokens)), dtype=bool)
-    for path in paths:
-        allowed[np.ix_(path, path)] |= np.tri(len(path), dtype=bool)
-    mask = torch.full((1, 1, *allowed.shape), torch.finfo(dtype).min, dtype=dtype)
-    mask.masked_fill_(torch.from_numpy(allowed), 0.0)
-    where = [(0, path) for path in paths]
-    return _row([tokens], [depth], mask, sequences, indices, where, len(tokens))
+    return _row([tokens], [depth], None, tree, sequences, indices, [(0, path) for path in paths], len(tokens))
+
+
+def _first(spans: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:
+    """The spans cut to their first `count` tokens."""
+    kept = []
+    for start, stop in spans:
+        if count > 0:
+            kept.append((start, min(stop, start + count)))
+            count -= stop - start
+    return tuple(kept)
+
+
+def dense_mask(tree: Sequence[Segment], tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """The tree as an additive mask (1, 1, T, T), for models that attend in their own way."""
+    mask = torch.full((1, 1, tokens, tokens), torch.finfo(dtype).min, dtype=dtype)
+    for segment in tree:
+        columns = torch.cat([torch.arange(*span) for span in segment.spans])
+        block = mask.new_zeros(segment.stop - segment.start, len(columns))
+        block.masked_fill_(~segment.allowed(), torch.finfo(dtype).min)
+        mask[0, 0, segment.start : segment.stop, columns] = block
+    return mask
 
 
 def pad(sequences: Sequence[Encoded], indices: Sequence[int], pad_id: int) -> Row:
@@ -126,10 +149,10 @@ def pad(sequences: Sequence[Encoded], indices: Sequence[int], pad_id: int) -> Ro
     ids = [list(sequences[i].ids) + [pad_id] * (width - len(sequences[i])) for i in indices]
     mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in indices])
     where = [(r, np.arange(len(sequences[i]))) for r, i in enumerate(indices)]
-    return _row(ids, [list(range(width))] * len(ids), mask, sequences, indices, where, int(mask.sum()))
+    return _row(ids, [list(range(width))] * len(ids), mask, [], sequences, indices, where, int(mask.sum()))
 
 
-def _row(ids, positions, mask, sequences, indices, where, tokens) -> Row:
+def _row(ids, positions, mask, tree, sequences, indices, where, tokens) -> Row:
     rows, columns, targets, owners = [], [], [], []
     for member, (i, (row, path)) in enumerate(zip(indices, where, strict=True)):
         labels = np.flatnonzero(sequences[i].labels)
@@ -140,4 +163,4 @@ def _row(ids, positions, mask, sequences, indices, where, tokens) -> Row:
         owners += [member] * len(labels)
     keep, columns = np.unique(np.asarray(columns, dtype=np.int64), return_inverse=True)
     tensors = [torch.as_tensor(x, dtype=torch.long) for x in (ids, positions, keep, rows, columns, targets, owners)]
-    return Row(list(indices), tensors[0], tensors[1], mask, *tensors[2:], tokens=tokens)
+    return Row(list(indices), *tensors, mask=mask, tree=tree, tokens=tokens)

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from retain.buffer import Buffer
 from retain.config import Config, TaskConfig, make_config
 from retain.evaluate import evaluate_task
-from retain.losses import detect_packing, sample_losses
+from retain.losses import choose_layout, sample_losses
 from retain.model import ALIASES, LanguageModel, load_model
 from retain.presets import parse_strategy, preset_of
 from retain.report import write_report
@@ -90,7 +90,7 @@ class Learner:
             self._accelerator = Accelerator(mixed_precision=_precision(self.config))
             self._lm = load_model(self.config, self.dir.path)
             self._lm.model.to(self._accelerator.device)
-            self._lm.packs = detect_packing(self._lm)
+            choose_layout(self._lm)
             if len(self.dir.rows()) > 1:
                 self._lm.load_adapter(self.dir.rows()[-1] / "adapter")
         return self._lm

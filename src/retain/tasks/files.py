@@ -87,6 +87,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a JSONL file, each with its place."""
     data = path.read_bytes()
     check_lines(data, path)
     number = 0
@@ -103,6 +104,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def read_json(path: Path) -> Iterator[Row]:
+    """Rows of a JSON list, or of the list under `data`."""
     try:
         content = parse_json(decode(path.read_bytes(), path))
     except InputError:
@@ -124,6 +126,7 @@ def _csv_value(column: str, text: str) -> Any:
 
 
 def read_csv(path: Path) -> Iterator[Row]:
+    """Rows of a CSV file with a header."""
     data = path.read_bytes()
     check_lines(data, path)
     reader = csv.reader(io.StringIO(decode(data, path), newline=""), strict=True)
@@ -148,6 +151,7 @@ def read_csv(path: Path) -> Iterator[Row]:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file."""
     import pyarrow
     import pyarrow.parquet
 

@@ -12,6 +12,7 @@ NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*){0,2}(?::[\w-][\w.-]*)?", re.AS
 
 
 def is_hub_name(source: str) -> bool:
+    """Whether a source looks like the name of a data set on the Hub."""
     return len(source) <= 200 and NAME.fullmatch(source) is not None
 
 
