@@ -8,6 +8,7 @@ INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 TESTING = $(VENV)/.testing
 LINTING = $(VENV)/.linting
+BENCHMARKING = $(VENV)/.benchmarking
 
 .PHONY: help quickstart test lint benchmark clean
 
@@ -15,7 +16,7 @@ help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
 	@echo "make test        set up $(VENV), then run the tests"
 	@echo "make lint        check the style with ruff"
-	@echo "make benchmark   measure the training throughput"
+	@echo "make benchmark   measure training speed against TRL, and the cost of the memory"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
 
 quickstart: $(MODEL)
@@ -28,7 +29,8 @@ lint: $(LINTING)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 
-benchmark: $(MODEL)
+benchmark: $(MODEL) $(BENCHMARKING)
+	$(BIN)/python benchmarks/memory_cost.py --whole-step
 	$(BIN)/python benchmarks/train_throughput.py
 
 clean:
@@ -52,6 +54,10 @@ $(MODEL): $(INSTALLED)
 
 $(TESTING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(BENCHMARKING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmark]'
 	touch $@
 
 $(LINTING): $(INSTALLED)
