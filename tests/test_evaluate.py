@@ -7,7 +7,7 @@ import torch
 from test_losses import language_model
 
 from retain.config import EvaluationConfig
-from retain.evaluate import Candidate, draft, evaluate_task
+from retain.evaluate import Candidate, _candidates, _prompts, draft, evaluate_task
 from retain.generation import greedy, until_stop
 from retain.types import Sample, Task
 
@@ -20,7 +20,7 @@ OPEN_TASK = Task("o", test=[Sample(f"o/{k}", "o", f"Say {k}:\n", f"word {k}") fo
 
 def alone(lm, prompt, answer):
     """Log-probabilities of the answer's tokens, computed without any batching."""
-    sequence = lm.sequence(prompt, answer)
+    sequence = lm.sequence(prompt, [*lm.tokenizer(answer).input_ids, lm.tokenizer.eos_token_id])
     with torch.no_grad():
         logits = lm.model(input_ids=torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
     start = len(prompt)
@@ -80,3 +80,20 @@ def test_generation_stops_at_the_end_token(lm):
     prompts = [[10, 11, 12, 13, 14], [20]]
     together = greedy(lm, prompts, 5)
     assert together == [greedy(lm, [prompt], 5)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("limit", [10, 40, 64, 200])
+def test_a_long_answer_limit_leaves_the_prompt_in_place(lm, limit):
+    lm.max_length = 64
+    _, records = evaluate_task(lm, OPEN_TASK, EvaluationConfig(max_new_tokens=limit))
+    expected = [greedy(lm, [lm.prompt_ids(sample)], min(limit, 32))[0] for sample in OPEN_TASK.test]
+    assert [r["prediction"] for r in records] == [lm.tokenizer.decode(ids).strip() for ids in expected]
+
+
+def test_choices_of_different_length_are_compared_behind_one_prompt(lm):
+    lm.max_length = 32
+    sample = Sample("c/0", "c", "p" * 60, "a", choices=("a", "b" * 12))
+    [prompt] = _prompts(lm, [sample], limit=13)
+    [candidates], _ = _candidates(lm, [sample], [prompt])
+    assert len(prompt) == 32 - 13
+    assert [len(c.targets) for c in candidates] == [2, 13]

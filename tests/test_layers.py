@@ -35,6 +35,7 @@ LAYERS = {
     "model": 2,
     "batching": 2,
     "losses": 2,
+    "device": 2,
     "generation": 2,
     "synthesis": 2,
     "strategies": 3,

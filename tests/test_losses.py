@@ -92,12 +92,17 @@ def test_prompt_bears_no_loss_and_the_end_does():
     assert answer[-1] == lm.tokenizer.eos_token_id
 
 
-def test_chat_bears_loss_on_assistant_turns_only():
+def chat_model():
     lm = language_model()
     lm.tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
+    return lm
+
+
+def test_chat_bears_loss_on_assistant_turns_only():
+    lm = chat_model()
     turns = (("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Ciao"))
     sequence = lm.encode(Sample("c/0", "c", "", "Ciao", messages=turns))
     trained = [i for i, label in zip(sequence.ids, sequence.labels, strict=True) if label]
@@ -125,3 +130,21 @@ def test_sample_losses_keep_the_order():
     lm.use_layout("tree")
     sequences = [lm.encode(sample) for sample in SAMPLES]
     torch.testing.assert_close(sample_losses(lm, sequences), reference(lm).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_chat_keeps_its_start_and_its_last_answer():
+    lm = chat_model()
+    lm.max_length = 40
+    turns = (("user", "u" * 100), ("assistant", "Hello"), ("user", "v" * 100), ("assistant", "Ciao"))
+    sequence = lm.encode(Sample("c/0", "c", "", "Ciao", messages=turns))
+    trained = [i for i, label in zip(sequence.ids, sequence.labels, strict=True) if label]
+    assert len(sequence) == 40 and sequence.truncated
+    assert lm.tokenizer.decode(trained) == "Ciao<end>"
+    assert lm.tokenizer.decode(sequence.ids).startswith("[user]uuu")
+
+
+def test_a_chat_answer_ends_as_it_was_trained():
+    lm = chat_model()
+    sample = Sample("c/0", "c", "", "Ciao", messages=(("user", "Hi"), ("assistant", "Ciao")))
+    trained = lm.encode(sample)
+    assert (*lm.prompt_ids(sample), *lm.answer_ids(sample, "Ciao")) == trained.ids

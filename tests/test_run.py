@@ -1,6 +1,8 @@
 """Whole runs on the tiny model: what lies in the directory, resuming, and the Learner."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from retain import Learner
 from retain.config import make_config
 from retain.presets import PRESETS
 from retain.run import evaluate, run
+from retain.rundir import RunDir
 from retain.tasks import load_tasks
 from retain.types import InputError
 
@@ -241,6 +244,99 @@ def test_evaluation_every_n_steps(tmp_path):
 def test_truncation_is_counted(tmp_path):
     out = run_tiny(tmp_path, training={"batch_size": 4, "max_length": 30})
     assert results(out)["truncated"] > 0
+
+
+def test_two_processes_cannot_share_a_directory(tmp_path):
+    values = tiny_values(tmp_path)
+    Learner(values["model"], out=tmp_path / "run")
+    program = f"from retain.rundir import RunDir; RunDir(__import__('pathlib').Path({str(tmp_path / 'run')!r}))._lock()"
+    second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "in use by another process" in second.stderr
+
+
+def test_evaluate_leaves_a_live_run_alone(finished):
+    live = finished / "stages" / ".04-live"
+    live.mkdir()
+    evaluate(finished, 0)
+    assert live.is_dir()
+    live.rmdir()
+
+
+def test_the_users_own_config_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    mine = tmp_path / "run" / "config.yaml"
+    mine.write_text("# mine\ntasks: [support_routing]\n")
+    with pytest.raises(InputError, match="not empty and not a run"):
+        run_tiny(tmp_path)
+    assert mine.read_text().startswith("# mine")
+
+
+def test_a_run_that_never_trained_does_not_block_its_directory(tmp_path):
+    with pytest.raises(InputError, match="target_modules"):
+        run_tiny(tmp_path, lora={"target_modules": ["nope"]})
+    assert results(run_tiny(tmp_path))["finished"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"output: .* cannot be written"):
+        run_tiny(tmp_path, tmp_path / "model" / "config.json" / "x")
+
+
+def test_dropout_is_deterministic(tmp_path):
+    lora = {"dropout": 0.3}
+    one, two = (run_tiny(tmp_path, tmp_path / name, lora=lora) for name in ("one", "two"))
+    assert same_tensors(adapter(one), adapter(two))
+    assert not same_tensors(adapter(one), adapter(run_tiny(tmp_path, tmp_path / "plain")))
+
+
+def test_the_global_step_counts_steps_that_were_taken(tmp_path):
+    training = {"learning_rate": 0.9, "batch_size": 4, "max_length": 128, "patience": 1, "epochs": 6}
+    values = tiny_values(tmp_path, training=training)
+    for task in values["tasks"]:
+        task["validation"] = task["test"]
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    steps = [line["global_step"] for line in journal(out, "step")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_task_learned_twice(tmp_path):
+    values = tiny_values(tmp_path)
+    learner = Learner(values["model"], "mssr", tmp_path / "out", training={"max_length": 128})
+    rows = [{"instruction": "Say", "input": str(k), "output": "yes"} for k in range(8)]
+    first = learner.learn({"name": "yes", "train": rows, "test": rows[:2]})
+    assert learner.learn({"name": "yes", "train": rows, "test": rows[:2]})["matrices"] == first["matrices"]
+    with pytest.raises(InputError, match="learned already, from other data"):
+        learner.learn({"name": "yes", "train": rows[:4], "test": rows[:2]})
+    with pytest.raises(InputError, match="empty list"):
+        learner.learn({"name": "no", "train": [], "test": rows[:2]})
+    with pytest.raises(InputError, match="not plain data"):
+        learner.learn({"name": "no", "train": [{"instruction": object()}], "test": rows[:2]})
+
+
+def test_a_divergence_at_the_last_step_is_said(tmp_path):
+    training = {"learning_rate": 1e30, "batch_size": 4, "max_length": 128, "max_steps": 1, "warmup": 0.0}
+    with pytest.raises(FloatingPointError, match=r"not finite; lower training\.learning_rate"):
+        run_tiny(tmp_path, training=training)
+
+
+def test_a_missing_adapter(tmp_path):
+    out = run_tiny(tmp_path)
+    (out / "stages/03-shape/adapter/adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no adapter_model\.safetensors"):
+        evaluate(out)
+
+
+def test_more_than_a_hundred_rows_keep_their_order(tmp_path):
+    folder = RunDir(tmp_path)
+    for k in range(103):
+        (folder.stages / f"{k:02d}-t").mkdir(parents=True)
+        (folder.stages / f"{k:02d}-t" / "scores.json").write_text("{}")
+    assert [p.name for p in folder.rows()][-1] == "102-t" and len(folder.rows()) == 103
+
+
+def test_equal_ways_to_name_a_strategy(finished):
+    run_tiny(finished.parent, strategy={"name": "mssr"})
+    assert results(finished)["strategy"] == "mssr"
 
 
 # ---- what holds for every strategy ------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def make_plan(config: Config, base: Path) -> dict[str, Any]:
     stages = [task for task in _load_tasks(config, base) if task.is_stage]
     seed = _load_seed(config, base)
     plans = plan_run(config, [(task.name, len(task.train)) for task in stages], len(seed.train) if seed else 0)
-    return plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base))
+    return plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base, config.training.max_length))
 
 
 def calendar(plan: dict[str, Any]) -> RenderableType:
@@ -130,7 +130,7 @@ def _load_seed(config: Config, base: Path) -> Task | None:
     return load_task(config.buffer.seed, config, base, needs_test=False)
 
 
-def _tokens_per_sample(tasks: list[Task], model: str, base: Path) -> dict[str, float] | None:
+def _tokens_per_sample(tasks: list[Task], model: str, base: Path, max_length: int) -> dict[str, float] | None:
     """Mean tokens a training sample has, by the model's tokenizer if that is on this machine."""
     path = _tokenizer_file(model, base)
     if path is None:
@@ -140,7 +140,8 @@ def _tokens_per_sample(tasks: list[Task], model: str, base: Path) -> dict[str, f
     tokenizer = Tokenizer.from_file(str(path))
     texts = {task.name: [_whole_text(sample) for sample in task.train[:MAX_TOKENIZED]] for task in tasks}
     encoded = {name: tokenizer.encode_batch(some) for name, some in texts.items()}
-    means = {name: fmean(len(one.ids) for one in some) for name, some in encoded.items()}
+    # One more for the token that ends an answer.
+    means = {name: fmean(min(len(one.ids) + 1, max_length) for one in some) for name, some in encoded.items()}
     sizes = {task.name: len(task.train) for task in tasks}
     joint = sum(means[name] * size for name, size in sizes.items()) / sum(sizes.values())
     return {**means, "joint": joint}

@@ -57,14 +57,15 @@ class Candidate:
 def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tuple[TaskScores, list[dict]]:
     """Scores on `task.test` and one prediction record a sample."""
     started = time.perf_counter()
-    limit = config.max_new_tokens or _longest_answer(lm, task.test)
+    limit = min(config.max_new_tokens or _longest_answer(lm, task.test), lm.max_length // 2)
     records, tokens, written = [], 0, 0
     batches = range(0, len(task.test), config.batch_size)
     lm.model.eval()
     for first in tqdm(batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None):
         chunk = task.test[first : first + config.batch_size]
-        candidates, seen = _candidates(lm, chunk)
-        answers, extra = _answers(lm, chunk, candidates, limit)
+        prompts = _prompts(lm, chunk, limit)
+        candidates, seen = _candidates(lm, chunk, prompts)
+        answers, extra = _answers(lm, prompts, candidates, limit)
         records += [
             _record(task, sample, answer, candidates[i])
             for i, (sample, answer) in enumerate(zip(chunk, answers, strict=True))
@@ -89,14 +90,28 @@ def _longest_answer(lm: LanguageModel, samples: Sequence[Sample]) -> int:
     return 1 + max(len(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
 
 
-def _candidates(lm: LanguageModel, samples: Sequence[Sample]) -> tuple[list[list[Candidate]], int]:
+def _prompts(lm: LanguageModel, samples: Sequence[Sample], limit: int) -> list[list[int]]:
+    """The prompt of each sample, cut so that its longest choice and `limit` tokens fit behind it.
+
+    Draft, likelihood and generation all see this same prompt.
+    """
+    prompts = []
+    for sample in samples:
+        longest = max(len(lm.answer_ids(sample, text)) for text in sample.choices or (sample.answer,))
+        room = min(max(limit, longest), lm.max_length // 2)
+        prompts.append(lm.prompt_ids(sample)[: lm.max_length - room])
+    return prompts
+
+
+def _candidates(
+    lm: LanguageModel, samples: Sequence[Sample], prompts: Sequence[list[int]]
+) -> tuple[list[list[Candidate]], int]:
     """Every choice (or else the answer) of every sample, scored in one pass; and the tokens it took."""
     sequences: list[Encoded] = []
     owners: list[int] = []
-    for i, sample in enumerate(samples):
-        prompt = lm.prompt_ids(sample)
+    for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
         for text in sample.choices or (sample.answer,):
-            sequences.append(lm.sequence(prompt, text))
+            sequences.append(lm.sequence(prompt, lm.answer_ids(sample, text)))
             owners.append(i)
     losses: dict[int, list[float]] = defaultdict(list)
     best: dict[int, list[int]] = defaultdict(list)
@@ -136,7 +151,7 @@ def draft(candidates: Sequence[Candidate], stop_ids: Sequence[int], limit: int) 
 
 
 def _answers(
-    lm: LanguageModel, samples: Sequence[Sample], candidates: Sequence[list[Candidate]], limit: int
+    lm: LanguageModel, prompts: Sequence[list[int]], candidates: Sequence[list[Candidate]], limit: int
 ) -> tuple[list[str], int]:
     """The greedily generated answer of each sample, and how many tokens had to be generated one by one."""
     drafts = [draft(c, lm.stop_ids, limit) for c in candidates]
@@ -144,9 +159,9 @@ def _answers(
     open_ = [i for i, (_, complete) in enumerate(drafts) if not complete]
     written = 0
     if open_:
-        prompts = [lm.prompt_ids(samples[i])[: lm.max_length - limit] + answers[i] for i in open_]
+        begun = [prompts[i] + answers[i] for i in open_]
         longest = limit - min(len(answers[i]) for i in open_)
-        for i, more in zip(open_, greedy(lm, prompts, longest), strict=True):
+        for i, more in zip(open_, greedy(lm, begun, longest), strict=True):
             written += len(more)
             answers[i] = until_stop(answers[i] + more, lm.stop_ids)[:limit]
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers], written

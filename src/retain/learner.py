@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -16,15 +15,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from accelerate import Accelerator
-
 from retain.buffer import Buffer
 from retain.config import Config, TaskConfig, make_config
+from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
-from retain.losses import choose_layout, sample_losses
-from retain.model import ALIASES, LanguageModel, load_model
+from retain.losses import sample_losses
+from retain.model import ALIASES, LanguageModel
 from retain.presets import parse_strategy, preset_of
 from retain.report import write_report
 from retain.rundir import RunDir, write_json
@@ -34,11 +30,10 @@ from retain.strategies import STRATEGIES
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
 from retain.trainer import Stage, StageRecord, Watch, train_stage
-from retain.types import InputError, Task
+from retain.types import IN_MEMORY, InputError, Task
 
 log = logging.getLogger("retain")
 SPLITS = ("train", "validation", "test")
-IN_MEMORY = "in-memory"
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -67,6 +62,8 @@ class Learner:
         return learner
 
     def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("training on several processes is not supported yet; start retain without a launcher")
         self.started = time.perf_counter()
         self.base, self.dir = base, RunDir(out)
         self.tasks, self.stages = list(tasks or []), []
@@ -85,12 +82,7 @@ class Learner:
     def lm(self) -> LanguageModel:
         """The model, loaded when first needed, with the newest adapter."""
         if self._lm is None:
-            transformers.logging.set_verbosity_error()
-            transformers.logging.disable_progress_bar()
-            self._accelerator = Accelerator(mixed_precision=_precision(self.config))
-            self._lm = load_model(self.config, self.dir.path)
-            self._lm.model.to(self._accelerator.device)
-            choose_layout(self._lm)
+            self._lm, self._accelerator = open_model(self.config, self.dir.path)
             if len(self.dir.rows()) > 1:
                 self._lm.load_adapter(self.dir.rows()[-1] / "adapter")
         return self._lm
@@ -106,10 +98,13 @@ class Learner:
         if preset_of(self.config.strategy).joint:
             raise InputError("strategy: joint trains all tasks in one stage; use it with `retain run`")
         task = self._load(task)
-        if task.name not in [known.name for known in self.tasks]:
+        before = {known.name: known for known in self.tasks}.get(task.name)
+        if before and before.fingerprint != task.fingerprint:
+            raise InputError(f"task {task.name!r}: learned already, from other data; give this one another name")
+        if before is None:
             self.tasks.append(task)
-        if task.is_stage:
-            self.train(task)
+            if task.is_stage:
+                self.train(task)
         return self.evaluate()
 
     def _load(self, task: Task | TaskConfig | dict[str, Any] | str) -> Task:
@@ -133,10 +128,12 @@ class Learner:
     def _load_rows(self, values: dict[str, Any]) -> tuple[Task, TaskConfig]:
         """Rows given as lists take the same way as rows in a file."""
         rows = {split: values[split] for split in SPLITS if isinstance(values.get(split), list)}
+        if empty := [split for split in rows if not rows[split]]:
+            raise InputError(f"task {values.get('name')!r}: {empty[0]} is an empty list")
         with tempfile.TemporaryDirectory() as folder:
             paths = {split: str(Path(folder) / f"{split}.jsonl") for split in rows}
             for split, path in paths.items():
-                Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[split]), encoding="utf-8")
+                Path(path).write_text(_json_lines(rows[split], f"task {values.get('name')!r}: {split}"), "utf-8")
             task, spec = self._load_spec({**values, **paths})
         return task, spec.model_copy(update=dict.fromkeys(rows, IN_MEMORY))
 
@@ -162,7 +159,8 @@ class Learner:
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
             replayer = self._replayer(stage, buffer)
             strategy = STRATEGIES[parse_strategy(self.config.strategy)[0][0]]()
-            watch = Watch(self.dir.log, trace.write, self._after_step(stage))
+            watched: Counter = Counter()
+            watch = Watch(self.dir.log, trace.write, self._after_step(stage, watched))
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
             self._log_events(stage, replayer, buffer)
@@ -171,12 +169,14 @@ class Learner:
             buffer.save(folder / "buffer")
             costs = {"train_seconds": record.train_seconds, "train_tokens": record.train_tokens,
                      "replayed_samples": record.replayed_samples, "replayed_tokens": record.replayed_tokens,
-                     "seconds": time.perf_counter() - started}  # fmt: skip
+                     "seconds": time.perf_counter() - started, **watched}  # fmt: skip
             truncated = sum(lm.encode(sample).truncated for sample in task.train)
+            if truncated:
+                log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
                          truncated=truncated, **costs)  # fmt: skip
             self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
-                        last_event=replayer.last_event)  # fmt: skip
+                        last_event=replayer.last_event, steps=record.steps)  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
         self._write_results()
 
@@ -184,7 +184,8 @@ class Learner:
         sizes = [(stage.name, len(stage.train)) for stage in self.stages]
         joint = preset_of(self.config.strategy).joint
         plans = plan_run(self.config, sizes if not joint else [(task.name, len(task.train))], len(self._seed))
-        return Stage(number, task, plans[number - 1], sum(plan.steps for plan in plans[: number - 1]))
+        done = sum(self.dir.scores(row)["steps"] for row in self.dir.rows()[1:number])
+        return Stage(number, task, plans[number - 1], done)
 
     def _replayer(self, stage: Stage, buffer: Buffer) -> Replayer:
         confidences = {
@@ -252,6 +253,7 @@ class Learner:
         scores, costs = {}, dict(costs)
         for task in self.tasks:
             scores[task.name] = self._score_task(folder, row, task, costs)
+        costs["peak_memory_bytes"] = peak_memory()
         write_json(folder / "scores.json", {"row": row, **facts, "scores": scores, "costs": costs})
         marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]
         log.info("%s  %s", "untouched model:" if row == 0 else f"after stage {row}:", "  ".join(marks))
@@ -284,8 +286,8 @@ class Learner:
         if row:
             self.lm.load_adapter(newest / "adapter")
 
-    def _after_step(self, stage: Stage) -> Callable[[int], bool]:
-        """Evaluation every n steps and early stopping, where they are asked for."""
+    def _after_step(self, stage: Stage, watched: Counter) -> Callable[[int], bool]:
+        """Evaluation every n steps and early stopping, where asked for; what they cost goes into `watched`."""
         every, patience = self.config.evaluation.after, self.config.training.patience
         check = max(1, round_amount(0.1 * stage.plan.steps))
         best, worse = float("inf"), 0
@@ -296,9 +298,12 @@ class Learner:
                 for task in self.tasks:
                     found, _ = evaluate_task(self.lm, task, self.config.evaluation)
                     self.dir.log("check", stage=stage.number, step=step, task=task.name, **found.to_dict())
+                    watched.update(eval_tokens=found.eval_tokens, generated_tokens=found.generated_tokens)
             if patience is None or step % check:
                 return False
-            loss = float(sample_losses(self.lm, [self.lm.encode(s) for s in stage.task.validation]).mean())
+            held_out = [self.lm.encode(sample) for sample in stage.task.validation]
+            loss = float(sample_losses(self.lm, held_out).mean())
+            watched.update(eval_tokens=sum(map(len, held_out)))
             best, worse = (loss, 0) if loss < best else (best, worse + 1)
             self.dir.log("validation", stage=stage.number, step=step, task=stage.task.name, loss=loss)
             return worse >= patience
@@ -306,15 +311,20 @@ class Learner:
         return after_step
 
     def _write_results(self) -> dict[str, Any]:
-        path = self.dir.path / "results.json"
-        if len(self.stages) + 1 < len(self.dir.rows()):  # resumed, and not all tasks are named again yet
-            return json.loads(path.read_text(encoding="utf-8"))
+        rows = self.dir.rows()
+        known = self.dir.scores(rows[0])["scores"] if rows else {}
+        loaded = {task.name: task for task in self.tasks}
         tasks = [
-            {"name": task.name, "stage": task.is_stage, "metric": task.metric, "skipped": task.skipped}
-            for task in self.tasks
+            {
+                "name": spec.name,
+                "stage": spec.train is not None,
+                "metric": known.get(spec.name, {}).get("metric"),
+                "skipped": loaded[spec.name].skipped if spec.name in loaded else 0,
+            }
+            for spec in self.config.tasks
         ]
-        results = self.dir.collect(self.config, tasks, peak_memory(), self._versions)
-        write_json(path, results)
+        results = self.dir.collect(self.config, tasks, self._versions)
+        write_json(self.dir.path / "results.json", results)
         return results
 
     def _check_same_data(self, folder: Path, task: Task) -> None:
@@ -347,17 +357,8 @@ def relocate(config: Config, base: Path, folder: Path) -> Config:
     )
 
 
-def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes: on the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _precision(config: Config) -> str:
-    """Accelerate's name of the precision; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU."""
-    if config.training.precision != "auto":
-        return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.training.precision]
-    if not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+def _json_lines(rows: list[Any], where: str) -> str:
+    try:
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: a row is not plain data ({error})") from None

@@ -56,7 +56,8 @@ def row_losses(losses: torch.Tensor, row: Row) -> torch.Tensor:
 
 
 def sample_losses(lm: LanguageModel, sequences: Sequence[Encoded]) -> torch.Tensor:
-    """Token-mean negative log-likelihood (B,) of each sequence, without gradient."""
+    """Token-mean negative log-likelihood (B,) of each sequence, without gradient and without dropout."""
+    lm.model.eval()
     total = torch.zeros(len(sequences))
     with torch.no_grad():
         for row in make_rows(lm, sequences):
@@ -76,7 +77,6 @@ def choose_layout(lm: LanguageModel) -> str:
     probe = [Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words]
     tolerance = 1e-3 if lm.dtype.itemsize >= 4 else 5e-2
     window = getattr(lm.model.config, "sliding_window", None)
-    lm.model.eval()
     lm.use_layout("padded")
     expected = sample_losses(lm, probe)
     for layout in ["tree"] * (lm.device.type == "cpu") + ["masked"]:

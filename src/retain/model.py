@@ -10,13 +10,14 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import peft
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retain import attention
@@ -81,34 +82,50 @@ class LanguageModel:
     def encode(self, sample: Sample) -> Encoded:
         """Tokens of a training sample; loss on the answer, or on every assistant turn of a chat."""
         if sample not in self._encoded:
+            answer = self.answer_ids(sample, sample.answer)
             if sample.messages:
-                self._encoded[sample] = self._encode_chat(sample)
+                prompt, labels = self._conversation(sample)
             else:
-                self._encoded[sample] = self.sequence(self.prompt_ids(sample), sample.answer)
+                prompt = self.prompt_ids(sample)
+                labels = [False] * len(prompt)
+            self._encoded[sample] = self.sequence(prompt, answer, labels)
         return self._encoded[sample]
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """Tokens up to where the answer begins."""
-        if not sample.messages:
-            return list(self.tokenizer(sample.prompt).input_ids)
-        return self._render(sample.messages[:-1], add_generation_prompt=True)
+        """Tokens up to where the (last) answer begins."""
+        if sample.messages:
+            return self._render(sample.messages[:-1], add_generation_prompt=True)
+        return list(self.tokenizer(sample.prompt).input_ids)
 
-    def sequence(self, prompt: list[int], answer: str) -> Encoded:
-        """A prompt and one answer to it, closed by the end-of-text token."""
-        ids = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-        return Encoded.of(*truncate(prompt, ids, self.max_length))
+    def answer_ids(self, sample: Sample, text: str) -> list[int]:
+        """Tokens of `text` as an answer to the sample, with what closes an answer."""
+        if sample.messages:
+            whole = self._render((*sample.messages[:-1], ("assistant", text)), add_generation_prompt=False)
+            return whole[len(self.prompt_ids(sample)) :]
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
 
-    def _encode_chat(self, sample: Sample) -> Encoded:
+    def sequence(self, prompt: list[int], answer: list[int], labels: Sequence[bool] | None = None) -> Encoded:
+        """A prompt and its answer within `max_length`. `labels`: which prompt tokens bear loss too."""
+        labels = labels or [False] * len(prompt)
+        prompt, answer, cut = truncate(prompt, answer, self.max_length)
+        return Encoded((*prompt, *answer), (*labels[: len(prompt)], *[True] * len(answer)), cut)
+
+    def _conversation(self, sample: Sample) -> tuple[list[int], list[bool]]:
+        """Tokens of a chat before its last answer, and which of them belong to earlier answers."""
         ids: list[int] = []
         labels: list[bool] = []
+
+        def grow(messages: tuple[tuple[str, str], ...], add_generation_prompt: bool, label: bool) -> None:
+            whole = self._render(messages, add_generation_prompt)
+            labels.extend([label] * (len(whole) - len(ids)))
+            ids.extend(whole[len(ids) :])
+
         for turn, (role, _) in enumerate(sample.messages):
             if role == "assistant":
-                for upto, prompt, label in ((turn, True, False), (turn + 1, False, True)):
-                    full = self._render(sample.messages[:upto], add_generation_prompt=prompt)
-                    labels += [label] * (len(full) - len(ids))
-                    ids = ids + full[len(ids) :]
-        cut = len(ids) > self.max_length
-        return Encoded(tuple(ids[: self.max_length]), tuple(labels[: self.max_length]), cut)
+                grow(sample.messages[:turn], True, False)
+                if turn + 1 < len(sample.messages):
+                    grow(sample.messages[: turn + 1], False, True)
+        return ids, labels
 
     def _render(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> list[int]:
         if not self.tokenizer.chat_template:
@@ -123,6 +140,8 @@ class LanguageModel:
 
     def load_adapter(self, folder: Path) -> None:
         """Put the weights of a saved adapter in place of the current ones."""
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise InputError(f"{folder}: no adapter_model.safetensors in it; restore it, or start anew with --out")
         weights = peft.load_peft_weights(str(folder), device=str(self.device))
         outcome = peft.set_peft_model_state_dict(self.model, weights)
         if outcome.unexpected_keys:
@@ -149,8 +168,8 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"model.name: {config.model.name!r} cannot be loaded: {reason}. Give one of "
             f"{', '.join(ALIASES)}, a folder with config.json, or a Hub name that is cached or reachable"
@@ -167,7 +186,7 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
 def _locate(config: ModelConfig, base: Path) -> str:
     if config.name in ALIASES:
         return str(embedded_model())
-    local = base / config.name
+    local = base / Path(config.name).expanduser()
     if local.exists() and not (local / "config.json").is_file():
         raise InputError(f"model.name: {config.name!r} exists but holds no config.json of a transformers model")
     return str(local) if local.exists() else config.name

@@ -71,9 +71,10 @@ def preset_of(value: Any) -> Preset:
 
 
 def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the raw config with its strategy's defaults laid under the user's own keys."""
-    resolved = dict(raw)
-    for section, defaults in preset_of(raw.get("strategy", DEFAULT)).defaults.items():
+    """A copy of the raw config with its strategy by name and that one's defaults under the user's own keys."""
+    [(name, _)] = parse_strategy(raw.get("strategy", DEFAULT))
+    resolved = {**raw, "strategy": name}
+    for section, defaults in PRESETS[name].defaults.items():
         own = raw.get(section, {})
         if isinstance(own, Mapping):  # anything else is for the config's own check to report
             resolved[section] = {**defaults, **own}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import Config, load_config
+from retain.device import open_model
 from retain.evaluate import evaluate_task
 from retain.learner import Learner
 from retain.presets import preset_of
@@ -28,17 +29,18 @@ def run(config: Config, base: Path, out: Path | None = None, base_row: Path | No
     base: the folder that relative paths in `config` are relative to. out: overrides `config.output`.
     base_row: the scores of the untouched model from another run with the same model and tasks.
     """
-    out = out or base / config.output
+    out = base / config.output if out is None else out
     tasks = load_tasks(config, base, split_validation=config.training.patience is not None)
     learner = Learner.of(config, base, out, tasks)
     if base_row and base_row.is_dir() and not learner.dir.rows():
         shutil.copytree(base_row, learner.dir.stages / base_row.name)
+    stages = [task for task in tasks if task.is_stage]
+    stages = [joined(stages)] if preset_of(config.strategy).joint else stages
     done = [row.name for row in learner.dir.rows()[1:]]
     if done:
-        log.info("resuming %s: %s finished already", out, ", ".join(done))
+        log.info("%s: %s finished already; %s", out, ", ".join(done), "resuming" if len(done) < len(stages) else "")
         learner.dir.log("resume", skipped=done)
-    stages = [task for task in tasks if task.is_stage]
-    for task in [joined(stages)] if preset_of(config.strategy).joint else stages:
+    for task in stages:
         learner.train(task)
     learner.evaluate()
     learner.dir.log("end", seconds=time.perf_counter() - learner.started)
@@ -64,13 +66,15 @@ def evaluate(run_dir: Path, stage: int | None = None) -> dict[str, Any]:
     """
     config = load_config(run_dir / "config.yaml", need_tasks=False)
     rows = RunDir(run_dir).rows()
+    if not rows:
+        raise InputError(f"{run_dir}: nothing is finished yet")
     stage = len(rows) - 1 if stage is None else stage
     if not 0 <= stage < len(rows):
         raise InputError(f"stage: {stage} is not a finished stage of {run_dir}; it has 0 to {len(rows) - 1}")
     tasks = load_tasks(config, run_dir)
-    learner = Learner.of(config, run_dir, run_dir, tasks)
+    lm, _ = open_model(config, run_dir)
     if stage:
-        learner.lm.load_adapter(rows[stage] / "adapter")
-    with nullcontext() if stage else learner.lm.base():
-        scores = {task.name: evaluate_task(learner.lm, task, config.evaluation)[0].to_dict() for task in tasks}
+        lm.load_adapter(rows[stage] / "adapter")
+    with nullcontext() if stage else lm.base():
+        scores = {task.name: evaluate_task(lm, task, config.evaluation)[0].to_dict() for task in tasks}
     return {"stage": stage, "scores": scores}

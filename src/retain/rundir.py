@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from retain.config import Config, diff_config, dump_config, load_config
 from retain.matrix import summarize
 from retain.presets import preset_of
 from retain.types import InputError
 
+LOCK = ".lock"
 SCORES = ("generated", "likelihood", "likelihood_summed", "nll")
 COSTS = (
     "train_tokens",
@@ -40,25 +43,41 @@ class RunDir:
     def claim(self, config: Config, adopt_tasks: bool = False) -> Config:
         """Make the directory this run's, or check that it already is; returns the configuration that holds.
 
-        Tasks may be appended to a run that exists; everything else must be the same. `adopt_tasks`: take over
-        the list of tasks that stands there.
+        Tasks may be appended to a run that exists; everything else must be the same, once something is trained.
+        `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
-        if self.config_file.exists():
+        self._lock()
+        if (self.path / "journal.jsonl").exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
             config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
-            self._check_same(old, config)
-        elif self.path.exists() and any(self.path.iterdir()):
+            if self.rows():
+                self._check_same(old, config)
+            else:
+                (self.path / "journal.jsonl").unlink()
+        elif any(path.name != LOCK for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
-        self.stages.mkdir(parents=True, exist_ok=True)
+        self.stages.mkdir(exist_ok=True)
         for leftover in self.stages.glob(".*"):
             shutil.rmtree(leftover)
         write_text(self.config_file, dump_config(config))
         self._drop_torn_line()
         return config
 
+    def _lock(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._held = FileLock(self.path / LOCK, is_singleton=True)
+            self._held.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"output: {self.path} is in use by another process; wait for it, or use --out") from None
+        except OSError as error:
+            raise InputError(f"output: {self.path} cannot be written: {error.strerror or error}") from None
+
     def _check_same(self, old: Config, new: Config) -> None:
+        if missing := [task.name for task in old.tasks if task.name not in {t.name for t in new.tasks}]:
+            raise InputError(f"output: {self.path} was run with task {', '.join(missing)} too; add it, or use --out")
         changes = diff_config(old, new.model_copy(update={"tasks": new.tasks[: len(old.tasks)]}))
         if changes:
             more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
@@ -83,8 +102,9 @@ class RunDir:
 
     def rows(self) -> list[Path]:
         """Folders of the finished rows, in order: 00-base, 01-first-task, ..."""
-        found = sorted(p for p in self.stages.glob("[0-9]*-*") if (p / "scores.json").is_file())
-        return [p for k, p in enumerate(found) if p.name.startswith(f"{k:02d}-")]
+        found = [p for p in self.stages.glob("[0-9]*-*") if (p / "scores.json").is_file()]
+        numbered = sorted((int(p.name.split("-")[0]), p) for p in found)
+        return [p for k, (number, p) in enumerate(numbered) if number == k]
 
     @contextmanager
     def finish_row(self, row: int, name: str) -> Iterator[Path]:
@@ -117,7 +137,7 @@ class RunDir:
         except ValueError as error:
             raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
 
-    def collect(self, config: Config, tasks: list[dict[str, Any]], peak_memory_bytes: int, versions: dict) -> dict:
+    def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
         rows = [self.scores(row) for row in self.rows()]
         joint = preset_of(config.strategy).joint
@@ -127,7 +147,10 @@ class RunDir:
         guards = {kind: _matrix(rows, others, kind) for kind in SCORES}
         stages = 1 if joint else len(trained)
         by_matrix = {kind: summarize(matrices[kind], joint) for kind in SCORES} if trained and rows else {}
+        if by_matrix:  # the others take a high score for a good one
+            by_matrix["nll"] = {name: by_matrix["nll"][name] for name in ("ACC", "MAA", "BWT", "FWT")}
         costs = {key: sum(row["costs"].get(key, 0) for row in rows) for key in COSTS}
+        costs["peak_memory_bytes"] = max((row["costs"]["peak_memory_bytes"] for row in rows), default=0)
         final = [value for value in matrices["nll"][-1] if value is not None] if rows else []
         return {
             "tasks": trained,
@@ -141,7 +164,7 @@ class RunDir:
                 "change": _change(guards["generated"], others),
             },
             "task_metrics": {t["name"]: t["metric"] for t in tasks},
-            "costs": costs | {"peak_memory_bytes": peak_memory_bytes},
+            "costs": costs,
             "strategy": config.strategy,
             "joint": joint,
             "seed": config.seed,

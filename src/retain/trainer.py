@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,8 @@ from retain.scheduler import Replayer, StagePlan
 from retain.schedules import round_amount
 from retain.strategies.base import Strategy
 from retain.types import Sample, Task
+
+LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,10 @@ class Optimization:
         accelerator: Accelerator,
         config: TrainingConfig,
         steps: int,
+        seed: tuple[int, ...] = (0,),
     ) -> None:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
+        self.seed, self.done = seed, 0
         adamw = torch.optim.AdamW(
             lm.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
         )
@@ -87,28 +92,30 @@ class Optimization:
     def step(self, samples: Sequence[Sample], weights: np.ndarray) -> np.ndarray:
         """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
 
-        The result does not depend on how the batch is cut into rows or spread over processes.
+        The result does not depend on how the batch is cut into rows (but for dropout).
         """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = range(rank, len(samples), world)
-        sequences = [self.lm.encode(samples[i]) for i in mine]
+        sequences = [self.lm.encode(sample) for sample in samples]
         losses = torch.zeros(len(samples), dtype=torch.float64)
         share = torch.as_tensor(weights / len(samples), device=self.lm.device)
         self.lm.model.train()
-        for row in make_rows(self.lm, sequences, max_members=self.config.micro_batch_size):
-            members = [mine[i] for i in row.members]
-            with self.accelerator.autocast():
-                logits = label_logits(self.lm, row)
-                base = row_losses(token_losses(logits, row), row)
-                each = self.strategy.losses(self.lm.model, row, base, logits)
-            self.accelerator.backward((each * share[members].to(each.dtype)).sum())
-            losses[members] = base.detach().double().cpu()
-        if world > 1:
-            losses = self.accelerator.reduce(losses.to(self.lm.device), "sum").cpu()
-            for parameter in self.lm.parameters():
-                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        with self._dropout_noise():
+            for row in make_rows(self.lm, sequences, max_members=self.config.micro_batch_size):
+                with self.accelerator.autocast():
+                    logits = label_logits(self.lm, row)
+                    base = row_losses(token_losses(logits, row), row)
+                    each = self.strategy.losses(self.lm.model, row, base, logits)
+                self.accelerator.backward((each * share[row.members].to(each.dtype)).sum())
+                losses[row.members] = base.detach().double().cpu()
         self._update()
         return losses.numpy()
+
+    @contextmanager
+    def _dropout_noise(self) -> Iterator[None]:
+        """Torch's generators as a function of (seed, stage, step), and as they were afterwards."""
+        self.done += 1
+        with torch.random.fork_rng():
+            torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.done)).generate_state(1)[0]))
+            yield
 
     def _update(self) -> None:
         self.strategy.adjust_gradients(self.lm.model)
@@ -131,7 +138,8 @@ def train_stage(
 ) -> StageRecord:
     """Train one task with replay on top. The memory learns only from losses that training computes anyway."""
     task, plan, record = stage.task, stage.plan, StageRecord()
-    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps)
+    seed = (config.seed, stage.number)
+    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed)
     refresh_every = refresh_interval(config.memory.refresh_every, plan.steps)
     strategy.begin_task(lm.model, task)
     for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
@@ -151,6 +159,8 @@ def train_stage(
         watch.log("step", stage=stage.number, task=task.name, step=step, global_step=now, **line)
         if watch.after_step(step):
             break
+    if not all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
+        raise FloatingPointError(f"{task.name}: the last update left weights that are not finite; {LOWER_RATE}")
     strategy.end_task(lm.model, task)
     return record
 
@@ -209,7 +219,4 @@ def _account(
 def _check_finite(losses: np.ndarray, batch: Sequence[Sample], task: str, step: int) -> None:
     bad = [sample.id for sample, loss in zip(batch, losses, strict=True) if not np.isfinite(loss)]
     if bad:
-        raise FloatingPointError(
-            f"{task}, step {step}: the loss of {', '.join(bad[:5])} is not finite; "
-            "lower training.learning_rate or set training.precision: float32"
-        )
+        raise FloatingPointError(f"{task}, step {step}: the loss of {', '.join(bad[:5])} is not finite; {LOWER_RATE}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+IN_MEMORY = "in-memory"  # stands in a configuration where rows were given in Python
+
 
 class InputError(ValueError):
     """The user's input is wrong. The command prints the message alone and exits with 2."""

@@ -19,7 +19,7 @@ from retain.tasks.builtin import BUILTIN
 from retain.tasks.files import READERS, Row, parse_json, read_file, show, suggest
 from retain.tasks.formats import check_template, detect, parse
 from retain.tasks.hub import is_hub_name, read_hub
-from retain.types import InputError, Sample, Task
+from retain.types import IN_MEMORY, InputError, Sample, Task
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_SIZES = {"train": 320, "validation": 64, "test": 100}
@@ -60,6 +60,8 @@ def _read_builtin(name: str, split: str, count: int, seed: int) -> list[Row]:
 
 def read_source(source: str, split: str, base: Path, count: int | None, seed: int) -> tuple[list[Row], tuple[str, ...]]:
     """The rows of a file, a built-in task or a Hub data set, and the labels that lie beside the file."""
+    if source == IN_MEMORY:
+        raise InputError("the rows were given in Python; this needs a file (Learner.learn takes rows again)")
     if source.startswith(BUILTIN_PREFIX):
         name = source.removeprefix(BUILTIN_PREFIX)
         return _read_builtin(name, split, count or BUILTIN_SIZES[split], seed), ()

@@ -1,0 +1,48 @@
+"""Put a model on the machine it runs on: device, precision, layout, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import torch
+import transformers
+from accelerate import Accelerator
+
+from retain.config import Config
+from retain.losses import choose_layout
+from retain.model import LanguageModel, load_model
+from retain.types import InputError
+
+
+def open_model(config: Config, base: Path) -> tuple[LanguageModel, Accelerator]:
+    """The model of a configuration on its device, in its fastest layout; a relative path is relative to `base`."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
+    try:
+        accelerator = Accelerator(mixed_precision=_precision(config))
+    except ValueError as error:
+        raise InputError("training.precision: this Python process already uses another one") from error
+    lm = load_model(config, base)
+    lm.model.to(accelerator.device)
+    choose_layout(lm)
+    return lm, accelerator
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes: on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _precision(config: Config) -> str:
+    """Accelerate's name of the precision; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU."""
+    if config.training.precision != "auto":
+        return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.training.precision]
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
