@@ -1,12 +1,14 @@
 """Whole runs on the tiny model: what lies in the directory, resuming, and the Learner."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from tiny import tiny_values
 
@@ -337,6 +339,29 @@ def test_more_than_a_hundred_rows_keep_their_order(tmp_path):
 def test_equal_ways_to_name_a_strategy(finished):
     run_tiny(finished.parent, strategy={"name": "mssr"})
     assert results(finished)["strategy"] == "mssr"
+
+
+def retain_command(*arguments):
+    command = [sys.executable, "-m", "retain", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def test_the_command_line_from_config_to_report(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tiny_values(tmp_path)))
+    ran = retain_command("run", config, "--out", tmp_path / "out", "training.epochs=2")
+    assert ran.returncode == 0, ran.stderr
+    assert "ACC" in ran.stdout and str(tmp_path / "out") in ran.stdout
+    plan = json.loads(retain_command("plan", config, "training.epochs=2", "--json").stdout)
+    assert plan["totals"]["replayed"] == results(tmp_path / "out")["costs"]["replayed_samples"]
+    assert plan["totals"]["steps"] == len(journal(tmp_path / "out", "step")) == 36
+    scored = retain_command("evaluate", tmp_path / "out", "--stage", 1)
+    assert scored.returncode == 0 and "color" in scored.stdout
+    assert retain_command("report", tmp_path / "out").returncode == 0
+    again = retain_command("run", config, "--out", tmp_path / "out", "training.epochs=2")
+    assert again.returncode == 0 and "finished already" in again.stderr
+    other = retain_command("run", config, "--out", tmp_path / "out")
+    assert other.returncode == 2 and "training.epochs: 2 -> 1" in other.stderr and "Traceback" not in other.stderr
 
 
 # ---- what holds for every strategy ------------------------------------------------------------------------
