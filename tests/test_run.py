@@ -190,6 +190,16 @@ def test_the_learner_takes_rows(tmp_path):
         learner.learn({"name": "no", "train": [{"instruction": "Say", "input": "x", "output": ""}], "test": rows})
 
 
+def test_a_task_by_keywords_and_without_a_test(tmp_path):
+    values = tiny_values(tmp_path)
+    learner = Learner(values["model"], "mssr", tmp_path / "out", training={"max_length": 128})
+    rows = [{"instruction": "Say", "input": str(k), "output": "yes"} for k in range(8)]
+    assert learner.learn(rows, name="one", description="Says yes.")["matrix"] == [[None], [None]]
+    found = learner.learn(name="two", data=rows, test=rows[:2])
+    assert np.array(found["matrix"], dtype=float).shape == (3, 2)
+    assert found["matrices"]["nll"][0][1] > found["matrices"]["nll"][2][1]
+
+
 def test_an_evaluation_only_task_has_a_column_of_its_own(tmp_path):
     values = tiny_values(tmp_path)
     del values["tasks"][1]["train"]

@@ -89,12 +89,17 @@ class Learner:
 
     # ---- learning ------------------------------------------------------------------------------------
 
-    def learn(self, task: Task | TaskConfig | dict[str, Any] | str) -> dict[str, Any]:
-        """Learn one task and score all; a task without `train` is only scored from here on.
+    def learn(self, task: Task | TaskConfig | dict | str | list | None = None, **fields: Any) -> dict[str, Any]:
+        """Learn one task and score all; without `train` it is only scored from here on, without `test` only learned.
 
         task: a `Task`, or what stands under `tasks` in the YAML (name, train, test, description, ...), where
-        `train` and `test` may also be lists of rows. Returns the results so far, as in results.json.
+        `train` and `test` may also be lists of rows. `learn(rows, name=...)` and `learn(name=..., train=...)`
+        say the same by keywords. Returns the results so far, as in results.json.
         """
+        if fields or isinstance(task, list):
+            task = {**({} if task is None else {"train": task}), **fields}
+        if isinstance(task, dict) and "data" in task:
+            task = {"train": task["data"], **{key: value for key, value in task.items() if key != "data"}}
         if preset_of(self.config.strategy).joint:
             raise InputError("strategy: joint trains all tasks in one stage; use it with `retain run`")
         task = self._load(task)
@@ -123,7 +128,7 @@ class Learner:
 
     def _load_spec(self, values: Any) -> tuple[Task, TaskConfig]:
         spec = make_config({"tasks": [values]}, "task", need_tasks=False).tasks[0]
-        return load_task(spec, self.config, self.base, self._holds_out), spec
+        return load_task(spec, self.config, self.base, self._holds_out, needs_test=False), spec
 
     def _load_rows(self, values: dict[str, Any]) -> tuple[Task, TaskConfig]:
         """Rows given as lists take the same way as rows in a file."""
@@ -231,7 +236,7 @@ class Learner:
 
     def evaluate(self) -> dict[str, Any]:
         """Score what has not been scored yet: every row of every task. Returns the results."""
-        names = {task.name for task in self.tasks}
+        names = {task.name for task in self.tasks if task.test}
         for number, folder in enumerate(self.dir.rows()):
             missing = names - self.dir.scores(folder)["scores"].keys()
             if missing:
@@ -252,7 +257,8 @@ class Learner:
         """Score every task with the model as it is now, into scores.json and predictions.jsonl."""
         scores, costs = {}, dict(costs)
         for task in self.tasks:
-            scores[task.name] = self._score_task(folder, row, task, costs)
+            if task.test:
+                scores[task.name] = self._score_task(folder, row, task, costs)
         costs["peak_memory_bytes"] = peak_memory()
         write_json(folder / "scores.json", {"row": row, **facts, "scores": scores, "costs": costs})
         marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]
