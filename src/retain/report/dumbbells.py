@@ -39,7 +39,7 @@ def all_tasks(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(task for run in runs for task in run.tasks))
 
 
-ROW, TOP, LABELS = 30, 62, 92
+ROW, TOP, LABELS = 30, 62, 142
 
 
 def panel_height(tasks: Sequence[str]) -> int:
