@@ -68,7 +68,9 @@ def run(
     checked, base = _load(config, overrides)
     from retain.run import run as run_config
 
-    folder = run_config(checked, base, Path(out) if out else None)
+    if out is not None and not out.strip():
+        raise InputError("--out: empty; name a directory")
+    folder = run_config(checked, base, None if out is None else Path(out))
     _show_results(_read_results(folder))
     _next_steps(folder)
 
