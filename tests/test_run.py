@@ -260,10 +260,11 @@ def test_truncation_is_counted(tmp_path):
 
 def test_two_processes_cannot_share_a_directory(tmp_path):
     values = tiny_values(tmp_path)
-    Learner(values["model"], out=tmp_path / "run")
+    first = Learner(values["model"], out=tmp_path / "run")
     program = f"from retain.rundir import RunDir; RunDir(__import__('pathlib').Path({str(tmp_path / 'run')!r}))._lock()"
     second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "in use by another process" in second.stderr
+    assert first.dir.path.is_dir()  # and holds the lock until here
 
 
 def test_evaluate_leaves_a_live_run_alone(finished):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from retain.schedules import round_amount
 from retain.strategies import STRATEGIES
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
-from retain.trainer import Stage, StageRecord, Watch, train_stage
+from retain.trainer import LOWER_RATE, Stage, StageRecord, Watch, train_stage
 from retain.types import IN_MEMORY, InputError, Task
 
 log = logging.getLogger("retain")
@@ -266,6 +267,8 @@ class Learner:
 
     def _score_task(self, folder: Path, row: int, task: Task, costs: dict[str, float]) -> dict[str, Any]:
         found, predictions = evaluate_task(self.lm, task, self.config.evaluation)
+        if not math.isfinite(found.nll):
+            raise FloatingPointError(f"{task.name}: its held-out loss is not finite; {LOWER_RATE}")
         scores = found.to_dict()
         self.dir.log("evaluation", row=row, task=task.name, **scores)
         for key in ("eval_tokens", "generated_tokens"):
