@@ -96,6 +96,8 @@ def quickstart(
     _print(compare_table([(path.parent.name, json.loads(path.read_text())) for path in finished]))
     for path in finished:
         _next_steps(path.parent)
+    typer.echo(f"\nSide by side: {folder / 'comparison.html'}")
+    typer.echo("Next: your own tasks in a YAML file (see README.md), then `retain run my-run.yaml`")
 
 
 @app.command()
