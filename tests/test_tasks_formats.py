@@ -177,3 +177,9 @@ def test_bad_templates(template, expected):
 def test_good_templates():
     for template in (TEMPLATE, "chat", '{"question": "{input}"}', "{instruction}"):
         check_template(template)
+
+
+def test_a_template_that_leaves_the_prompt_empty():
+    row = {"instruction": "", "input": "something", "output": "x"}
+    with pytest.raises(ValueError, match="leaves the prompt empty"):
+        parse(row, detect(row), "{instruction}", ())

@@ -99,7 +99,10 @@ def _alpaca(row: dict, template: str) -> tuple[str, str, Messages]:
     if template == CHAT_TEMPLATE:
         question = "\n".join(filter(None, (instruction, input)))
         return "", answer, (("user", question), ("assistant", answer))
-    return fill(template, instruction, input), answer, ()
+    prompt = fill(template, instruction, input)
+    if not prompt.strip():
+        raise ValueError('the template leaves the prompt empty; use {input} or {instruction}, whichever the row has')
+    return prompt, answer, ()
 
 
 def _completion(row: dict, template: str) -> tuple[str, str, Messages]:
