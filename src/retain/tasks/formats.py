@@ -101,7 +101,7 @@ def _alpaca(row: dict, template: str) -> tuple[str, str, Messages]:
         return "", answer, (("user", question), ("assistant", answer))
     prompt = fill(template, instruction, input)
     if not prompt.strip():
-        raise ValueError('the template leaves the prompt empty; use {input} or {instruction}, whichever the row has')
+        raise ValueError("the template leaves the prompt empty; use {input} or {instruction}, whichever the row has")
     return prompt, answer, ()
 
 
