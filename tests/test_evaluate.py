@@ -63,7 +63,7 @@ def test_a_task_without_choices_has_no_likelihood(lm):
 
 
 def candidate(targets, best):
-    return Candidate(0, targets, None, best)
+    return Candidate(targets, None, best)
 
 
 def test_a_draft_follows_the_tree_until_the_answer_ends_or_leaves_it():

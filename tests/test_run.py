@@ -236,15 +236,21 @@ def test_a_seed_is_rehearsed_from_the_first_stage_on(tmp_path):
     assert sum(event["replayed"] for event in journal(out, "event")) > 0
 
 
-def test_patience_ends_a_stage_early(tmp_path):
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory):
+    """A run whose rate is so high that patience ends its stages early."""
+    folder = tmp_path_factory.mktemp("impatient")
     training = {"learning_rate": 0.9, "batch_size": 4, "max_length": 128, "patience": 1, "epochs": 6}
-    values = tiny_values(tmp_path, training=training)
+    values = tiny_values(folder, training=training)
     for task in values["tasks"]:
         task["validation"] = task["test"]
-    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
-    planned = sum(plan["steps"] for plan in journal(out, "plan"))
-    assert len(journal(out, "step")) < planned
-    assert journal(out, "validation")
+    return run(make_config(values, "test"), folder, folder / "run")
+
+
+def test_patience_ends_a_stage_early(impatient):
+    planned = sum(plan["steps"] for plan in journal(impatient, "plan"))
+    assert len(journal(impatient, "step")) < planned
+    assert journal(impatient, "validation")
 
 
 def test_evaluation_every_n_steps(tmp_path):
@@ -302,13 +308,8 @@ def test_dropout_is_deterministic(tmp_path):
     assert not same_tensors(adapter(one), adapter(run_tiny(tmp_path, tmp_path / "plain")))
 
 
-def test_the_global_step_counts_steps_that_were_taken(tmp_path):
-    training = {"learning_rate": 0.9, "batch_size": 4, "max_length": 128, "patience": 1, "epochs": 6}
-    values = tiny_values(tmp_path, training=training)
-    for task in values["tasks"]:
-        task["validation"] = task["test"]
-    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
-    steps = [line["global_step"] for line in journal(out, "step")]
+def test_the_global_step_counts_steps_that_were_taken(impatient):
+    steps = [line["global_step"] for line in journal(impatient, "step")]
     assert steps == list(range(1, len(steps) + 1))
 
 

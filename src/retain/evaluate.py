@@ -48,7 +48,6 @@ class TaskScores:
 class Candidate:
     """One possible answer to one test sample, with what the model thinks of it."""
 
-    sample: int
     targets: list[int]
     losses: np.ndarray
     best: list[int]
@@ -132,7 +131,7 @@ def _candidates(
     grouped: list[list[Candidate]] = [[] for _ in samples]
     for k, (sequence, owner) in enumerate(zip(sequences, owners, strict=True)):
         targets = [t for t, label in zip(sequence.ids, sequence.labels, strict=True) if label]
-        grouped[owner].append(Candidate(owner, targets, np.asarray(losses[k]), best[k]))
+        grouped[owner].append(Candidate(targets, np.asarray(losses[k]), best[k]))
     return grouped, tokens
 
 
