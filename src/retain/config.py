@@ -204,6 +204,106 @@ class EvaluationConfig(Section):
     save_predictions: bool = True
 
 
+class SynthesisConfig(Section):
+    """How the model writes its own rehearsal data (SSR 5, 7.1; MATH 4)."""
+
+    method: Literal["two-stage", "joint", "in-context"] = "two-stage"
+    samples: Count | Literal["adaptive"] = 1000
+    generator_weight: NonNegative = 0.25
+    prompt: Text = "Generate a training example for: {description}\nInput:"
+    class_conditioned: bool = False
+    demonstrations: Annotated[int, Field(ge=0)] = 0
+    answers: Literal["sample", "greedy"] = "sample"
+    sampling: Literal["single", "mixed"] = "single"
+    temperature: Positive = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    repetition_penalty: Positive = 1.0
+    max_input_tokens: Count = 128
+    max_output_tokens: Count = 64
+    max_joint_tokens: Count = 256
+    batch_size: Count = 32
+    max_attempts: Count = 5
+    min_yield: Probability = 0.05
+    every: Count | None = None
+
+
+class FiltersConfig(Section):
+    """Which synthetic samples are kept (SSR 2, 3, 7.2, 9; MATH 5). A filter that is null or false is off."""
+
+    heuristics: bool = True
+    min_words: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    perplexity: Positive | None = 100.0
+    perplexity_model: Literal["generator", "base"] = "generator"
+    consistency: Probability | None = 0.5
+    self_consistency: Probability | None = None
+    votes: Count = 5
+    diversity: Probability | None = 0.9
+    diversity_form: Literal["cap", "penalty"] = "cap"
+    diversity_weight: NonNegative = 1.0
+    similarity: Literal["hidden", "minhash", "jaccard", "rouge", "sentence-transformers"] = "hidden"
+    embedding_model: Text = "sentence-transformers/all-MiniLM-L6-v2"
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    stricter: bool = False
+    balance: bool = False
+    memorization: Probability | None = 0.8
+    human: bool = False
+    human_samples: Count = 100
+    human_above: Annotated[int, Field(ge=0)] = 1000
+    human_required: Probability = 0.8
+
+
+class CurriculumConfig(Section):
+    """The synthetic share of a mixed batch over a stage (SSR 2, 3, 5, 7.3, 9.5; MATH 4)."""
+
+    kind: Literal[
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_decay",
+        "exponential",
+        "adaptive",
+        "similarity",
+        "growing",
+        "difficulty",
+    ] = "linear"
+    initial: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    warmup: Count | Annotated[float, Field(gt=0, le=1)] = 1.0
+    rate: Positive = 5.0
+    delta: Share = 0.1
+    tolerance: NonNegative = 0.1
+    check_every: Steps = 0.1
+    when_calm: Literal["hold", "raise"] = "hold"
+    lowest: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    highest: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    difficulty: Literal["easy", "hard"] = "easy"
+    max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    split: Literal["even", "similarity", "size"] = "even"
+    draw: Literal["uniform", "confidence"] = "confidence"
+    weight_by_confidence: bool = True
+    lambda_replay: NonNegative = 1.0
+    lambda_quality: NonNegative = 0.0
+
+
+class StorageConfig(Section):
+    """Where synthetic samples live between stages (SSR 5, 7.4, 9.10)."""
+
+    mode: Literal["stored", "cached", "on-demand", "hybrid"] = "stored"
+    compression: Literal["gzip", "zstd"] = "gzip"
+    cache_size: Count = 10000
+    real_samples: Count = 100
+    refresh_every: Count = 3
+
+
+class MonitorConfig(Section):
+    """Watching the generator drift (SSR 8, 9.1): above a limit the run warns and lowers the synthetic share."""
+
+    perplexity_ratio: Positive | None = 2.0
+    divergence: Positive | None = None
+    lower_by: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
 class Config(Section):
     """A whole run."""
 
@@ -216,6 +316,11 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     lora: LoraConfig = LoraConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    filters: FiltersConfig = FiltersConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    storage: StorageConfig = StorageConfig()
+    monitor: MonitorConfig = MonitorConfig()
     template: Text = "{instruction}\n{input}\nAnswer:\n"
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42

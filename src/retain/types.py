@@ -35,6 +35,34 @@ class Sample:
         return self.references or (self.answer,)
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What all prompts of a task have in common; what lies between prefix and suffix is a sample's own input.
+
+    A chat task has its system message, if any, as `system` and its input in the user's turn.
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    chat: bool = False
+    system: str = ""
+
+    def input_of(self, sample: Sample) -> str:
+        """The part of the prompt that is the sample's own; of a chat the last user turn."""
+        if sample.messages:
+            return next(text for role, text in reversed(sample.messages) if role == "user")
+        prompt = sample.prompt
+        framed = prompt.startswith(self.prefix) and prompt.endswith(self.suffix)
+        return prompt[len(self.prefix) : len(prompt) - len(self.suffix)] if framed else prompt
+
+    def sample(self, id: str, task: str, input: str, answer: str, **fields: object) -> Sample:
+        """A sample of the task made of an input and an answer."""
+        if not self.chat:
+            return Sample(id, task, f"{self.prefix}{input}{self.suffix}", answer, **fields)
+        messages = ((("system", self.system),) if self.system else ()) + (("user", input), ("assistant", answer))
+        return Sample(id, task, "", answer, messages=messages, **fields)
+
+
 @dataclass(slots=True)
 class Task:
     """A named task. Without `train` it is evaluated and never trained."""
@@ -45,6 +73,7 @@ class Task:
     test: list[Sample] = field(default_factory=list)
     description: str = ""
     metric: str = "exact_match"
+    frame: Frame = Frame()
     skipped: int = 0
     fingerprint: str = ""
 
