@@ -14,9 +14,10 @@ import time
 
 import numpy as np
 
-from retain.config import Config, MemoryConfig
+from retain.config import Config
 from retain.memory.state import MemoryState
 from retain.scheduler import Replayer, plan_run
+from retain.sections import MemoryConfig
 
 LARGE_LIMIT = 0.5  # seconds for a refresh and a draw of 256 from a million
 STEP_LIMIT = 1e-3  # seconds for query, draw, review and observe at 1024 samples

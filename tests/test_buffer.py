@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.buffer import MEMORY_FILE, SAMPLES_FILE, Buffer, balanced_shares
-from retain.config import BufferConfig, MemoryConfig
+from retain.sections import BufferConfig, MemoryConfig
 from retain.types import InputError, Sample
 
 

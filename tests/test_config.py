@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retain.config import (
-    Config,
-    MemoryModel,
-    Section,
-    diff_config,
-    dump_config,
-    load_config,
-    make_config,
-    validate,
-)
+from retain.config import Config, diff_config, dump_config, load_config, make_config, validate
 from retain.config_errors import allowed_in
 from retain.config_yaml import MAX_BYTES, dump_yaml, parse_yaml
+from retain.sections import MemoryModel, Section
 from retain.types import InputError
 
 DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"

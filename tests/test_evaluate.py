@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_losses import language_model
 
-from retain.config import EvaluationConfig
 from retain.evaluate import Candidate, _candidates, _prompts, draft, evaluate_task
 from retain.generation import greedy, until_stop
+from retain.sections import EvaluationConfig
 from retain.types import Sample, Task
 
 CHOICES = ("red", "blue", "green")

@@ -17,6 +17,7 @@ LAYERS = {
     "types": 0,
     "cache": 0,
     "config": 0,
+    "sections": 0,
     "config_errors": 0,
     "config_yaml": 0,
     "presets": 0,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.config import MemoryModel
 from retain.memory import dynamics
+from retain.sections import MemoryModel
 
 pytestmark = pytest.mark.filterwarnings("error")
 DEFAULTS = MemoryModel()

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from retain.config import MemoryModel
 from retain.memory.state import STATE, MemoryState
+from retain.sections import MemoryModel
 from retain.types import InputError
 
 pytestmark = pytest.mark.filterwarnings("error")

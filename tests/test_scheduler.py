@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retain.config import Config, TrainingConfig
+from retain.config import Config
 from retain.memory.state import MemoryState
 from retain.scheduler import Event, Replayer, StagePlan, plan_run, plan_to_dict, stage_steps
 from retain.schedules import step_cap
+from retain.sections import TrainingConfig
 from retain.types import InputError
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain import schedules
-from retain.config import MemoryModel, ScheduleConfig
+from retain.sections import MemoryModel, ScheduleConfig
 from retain.types import InputError
 
 

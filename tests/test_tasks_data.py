@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from retain.config import Config, TaskConfig
+from retain.config import Config
 from retain.metrics import METRICS
+from retain.sections import TaskConfig
 from retain.tasks import load_tasks
 
 DATA = Path(os.environ.get("RETAIN_DATA") or Path(__file__).parents[1].parent / "shared" / "data")

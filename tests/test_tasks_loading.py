@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retain.config import Config, TaskConfig
+from retain.config import Config
+from retain.sections import TaskConfig
 from retain.tasks import hub, load_task, load_tasks
 from retain.types import InputError
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from retain.config import BufferConfig, MemoryModel
 from retain.memory.random import bits, hash_ids
 from retain.memory.state import MemoryState
+from retain.sections import BufferConfig, MemoryModel
 from retain.types import InputError, Sample
 
 SAMPLES_FILE, MEMORY_FILE = "samples.parquet", "memory.safetensors"

@@ -2,306 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError
 
 from retain import presets
 from retain.config_errors import Problem, problem_report, problems_of
 from retain.config_yaml import Lines, apply_override, dump_yaml, read_yaml
+from retain.sections import (
+    BUILTIN,
+    TASK_NAME,
+    BufferConfig,
+    CurriculumConfig,
+    EvaluationConfig,
+    FiltersConfig,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    MonitorConfig,
+    ScheduleConfig,
+    Section,
+    Seed,
+    StorageConfig,
+    Strategy,
+    SynthesisConfig,
+    TaskConfig,
+    Text,
+    TrainingConfig,
+)
 from retain.types import InputError
-
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Steps = Annotated[
-    Count | Share,
-    Field(description="a whole number of steps of at least 1, or a share of the stage above 0 and below 1"),
-]
-Strategy = Annotated[
-    str | list[Any] | dict[str, Any],
-    Field(description="a name, names joined by +, a list of these, or a mapping with a name and options"),
-]
-Modules = Annotated[
-    Annotated[list[Text], Field(min_length=1)] | Text,
-    Field(description="a list of names, or one pattern"),
-]
-
-TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-RESERVED_NAMES = ("base", "joint")
-BUILTIN = "builtin:"
-
-
-class Section(BaseModel):
-    """Strict: no unknown key, no true for 1, no "5" for 5, nothing infinite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
-
-
-class MemoryModel(Section):
-    """Parameters of the memory model (MSSR Table 9 and 10). A simulation trace sets these."""
-
-    alpha: NonNegative = 0.01
-    gamma_d: NonNegative = 0.20
-    phi: Literal["sigmoid", "identity", "power", "log"] = "sigmoid"
-    phi_k: Positive = 10.0
-    phi_c: float = 0.5
-    phi_power: Positive = 2.0
-    phi_kappa: Positive = 9.0
-    ema_beta: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    quantile_low: Probability = 0.05
-    quantile_high: Annotated[Probability, Field(validate_default=True)] = 0.95
-    eta_s: NonNegative = 0.05
-    beta_s: NonNegative = 0.5
-    rho: NonNegative = 0.01
-    gamma_s: NonNegative = 1.0
-    s_min: Positive = 1.0
-    s_max: Annotated[Positive, Field(validate_default=True)] = 10.0
-    sigma_s: NonNegative = 0.0
-    theta: Share = 0.5
-    time_unit: Literal["auto", "interval"] | Positive = "auto"
-    priority: Literal["retention", "risk", "gain", "confidence", "uniform"] = "retention"
-    zeta: NonNegative = 1.0
-    beta_m: NonNegative = 1.0
-    rho_m: NonNegative = 0.01
-
-    @field_validator("quantile_high")
-    @classmethod
-    def _quantiles_in_order(cls, high: float, info: ValidationInfo) -> float:
-        low = info.data.get("quantile_low", 0.0)
-        if low >= high:
-            raise ValueError(f"{high:g} is not above quantile_low ({low:g})")
-        return high
-
-    @field_validator("s_max")
-    @classmethod
-    def _stabilities_in_order(cls, s_max: float, info: ValidationInfo) -> float:
-        s_min = info.data.get("s_min", 0.0)
-        if s_min > s_max:
-            raise ValueError(f"{s_max:g} is below s_min ({s_min:g})")
-        return s_max
-
-
-class MemoryConfig(MemoryModel):
-    """The memory model inside a run."""
-
-    refresh_every: Steps = 0.025
-    staleness_cap: Positive = 10.0
-
-
-class ScheduleConfig(Section):
-    """When and how much to replay (MSSR Eq. 8, 9, 26, 29; Table 10)."""
-
-    kind: Literal["expanding", "fixed", "geometric", "explicit", "every", "threshold"] = "expanding"
-    first_interval: Steps = 0.05
-    explicit: Annotated[list[Positive], Field(min_length=1, description="a list of numbers above 0")] = [
-        1,
-        2,
-        4,
-        7,
-        15,
-    ]
-    eta_p: NonNegative = 0.5
-    rho_p: NonNegative = 0.05
-    lambda_0: Annotated[float, Field(ge=0, le=0.9)] = 0.3
-    lambda_min: Annotated[float, Field(ge=0, le=0.9)] = 0.05
-    beta_r: NonNegative = 1.0e-5
-    ratio_form: Literal["interpolated", "additive", "constant"] = "interpolated"
-    volume: Literal["proportional", "batch", "epoch"] = "proportional"
-    max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    clock: Literal["stage", "global"] = "stage"
-    replay_weight: NonNegative = 1.0
-
-
-class TaskConfig(Section):
-    """One task: files (or Hub names, or `builtin:NAME`) and how to read them."""
-
-    name: str
-    train: Text | None = None
-    validation: Text | None = None
-    test: Text | None = None
-    description: str = ""
-    max_train: Count | None = None
-    max_validation: Count | None = None
-    max_test: Count | None = None
-    metric: str | None = None
-    template: Text | None = None
-    on_invalid: Literal["error", "skip"] | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder_name(cls, name: str) -> str:
-        if not TASK_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a task name (allowed: 1 to 64 letters, digits, _ and -)")
-        if name.lower() in RESERVED_NAMES:
-            raise ValueError(f"{name!r} is taken: the run directory uses it; choose another name")
-        return name
-
-
-class BufferConfig(Section):
-    """The bounded store of replayable samples (MSSR Table 12)."""
-
-    capacity: Count = 1024
-    admission: Literal["balanced", "reservoir", "fifo"] = "balanced"
-    seed: TaskConfig | None = None
-
-
-class ModelConfig(Section):
-    """The model to fine-tune: an alias, a local path or a Hub name."""
-
-    name: Text = "smollm2-135m"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    trust_remote_code: bool = False
-    revision: Text | None = None
-
-
-class TrainingConfig(Section):
-    """Optimization, the same under every strategy (MSSR Table 11)."""
-
-    epochs: Count = 1
-    batch_size: Count = 8
-    micro_batch_size: Count | None = None
-    max_steps: Count | None = None
-    patience: Count | None = None
-    learning_rate: Positive = 2.0e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight_decay: NonNegative = 0.01
-    max_grad_norm: Positive | None = 1.0
-    max_length: Annotated[int, Field(ge=8)] = 2048
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-
-    @field_validator("micro_batch_size")
-    @classmethod
-    def _divides_batch_size(cls, micro: int | None, info: ValidationInfo) -> int | None:
-        batch = info.data.get("batch_size")
-        if micro and batch and batch % micro:
-            raise ValueError(f"{micro} does not divide batch_size ({batch})")
-        return micro
-
-
-class LoraConfig(Section):
-    """Low-rank adapters through PEFT (MSSR Table 11)."""
-
-    r: Count = 8
-    alpha: Positive = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Modules = ["q_proj", "v_proj"]
-
-
-class EvaluationConfig(Section):
-    """What is measured, and when."""
-
-    batch_size: Count = 32
-    after: Literal["stage"] | Count = "stage"
-    max_new_tokens: Count | None = None
-    save_predictions: bool = True
-
-
-class SynthesisConfig(Section):
-    """How the model writes its own rehearsal data (SSR 5, 7.1; MATH 4)."""
-
-    method: Literal["two-stage", "joint", "in-context"] = "two-stage"
-    samples: Count | Literal["adaptive"] = 1000
-    generator_weight: NonNegative = 0.25
-    prompt: Text = "Generate a training example for: {description}\nInput:"
-    class_conditioned: bool = False
-    demonstrations: Annotated[int, Field(ge=0)] = 0
-    answers: Literal["sample", "greedy"] = "sample"
-    sampling: Literal["single", "mixed"] = "single"
-    temperature: Positive = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 50
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    repetition_penalty: Positive = 1.0
-    max_input_tokens: Count = 128
-    max_output_tokens: Count = 64
-    max_joint_tokens: Count = 256
-    batch_size: Count = 32
-    max_attempts: Count = 5
-    min_yield: Probability = 0.05
-    every: Count | None = None
-
-
-class FiltersConfig(Section):
-    """Which synthetic samples are kept (SSR 2, 3, 7.2, 9; MATH 5). A filter that is null or false is off."""
-
-    heuristics: bool = True
-    min_words: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    perplexity: Positive | None = 100.0
-    perplexity_model: Literal["generator", "base"] = "generator"
-    consistency: Probability | None = 0.5
-    self_consistency: Probability | None = None
-    votes: Count = 5
-    diversity: Probability | None = 0.9
-    diversity_form: Literal["cap", "penalty"] = "cap"
-    diversity_weight: NonNegative = 1.0
-    similarity: Literal["hidden", "minhash", "jaccard", "rouge", "sentence-transformers"] = "hidden"
-    embedding_model: Text = "sentence-transformers/all-MiniLM-L6-v2"
-    keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    stricter: bool = False
-    balance: bool = False
-    memorization: Probability | None = 0.8
-    human: bool = False
-    human_samples: Count = 100
-    human_above: Annotated[int, Field(ge=0)] = 1000
-    human_required: Probability = 0.8
-
-
-class CurriculumConfig(Section):
-    """The synthetic share of a mixed batch over a stage (SSR 2, 3, 5, 7.3, 9.5; MATH 4)."""
-
-    kind: Literal[
-        "constant",
-        "linear",
-        "cosine",
-        "cosine_decay",
-        "exponential",
-        "adaptive",
-        "similarity",
-        "growing",
-        "difficulty",
-    ] = "linear"
-    initial: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    warmup: Count | Annotated[float, Field(gt=0, le=1)] = 1.0
-    rate: Positive = 5.0
-    delta: Share = 0.1
-    tolerance: NonNegative = 0.1
-    check_every: Steps = 0.1
-    when_calm: Literal["hold", "raise"] = "hold"
-    lowest: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    highest: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    difficulty: Literal["easy", "hard"] = "easy"
-    max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    split: Literal["even", "similarity", "size"] = "even"
-    draw: Literal["uniform", "confidence"] = "confidence"
-    weight_by_confidence: bool = True
-    lambda_replay: NonNegative = 1.0
-    lambda_quality: NonNegative = 0.0
-
-
-class StorageConfig(Section):
-    """Where synthetic samples live between stages (SSR 5, 7.4, 9.10)."""
-
-    mode: Literal["stored", "cached", "on-demand", "hybrid"] = "stored"
-    compression: Literal["gzip", "zstd"] = "gzip"
-    cache_size: Count = 10000
-    real_samples: Count = 100
-    refresh_every: Count = 3
-
-
-class MonitorConfig(Section):
-    """Watching the generator drift (SSR 8, 9.1): above a limit the run warns and lowers the synthetic share."""
-
-    perplexity_ratio: Positive | None = 2.0
-    divergence: Positive | None = None
-    lower_by: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Config(Section):

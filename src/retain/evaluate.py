@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 
 from retain.batching import Encoded
-from retain.config import EvaluationConfig
 from retain.generation import greedy, until_stop
 from retain.losses import label_logits, make_rows, token_losses
 from retain.metrics import METRICS
 from retain.model import LanguageModel
+from retain.sections import EvaluationConfig
 from retain.types import Sample, Task
 
 

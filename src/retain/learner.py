@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.buffer import Buffer
-from retain.config import Config, TaskConfig, make_config
+from retain.config import Config, make_config
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.losses import sample_losses
@@ -27,6 +27,7 @@ from retain.report import write_report
 from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
 from retain.schedules import round_amount
+from retain.sections import TaskConfig
 from retain.strategies import STRATEGIES
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces

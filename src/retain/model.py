@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from retain import attention
 from retain.batching import Encoded, truncate
 from retain.cache import cache_folder
-from retain.config import Config, LoraConfig, ModelConfig
+from retain.config import Config
+from retain.sections import LoraConfig, ModelConfig
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")

@@ -16,9 +16,10 @@ import numpy as np
 
 from retain import schedules
 from retain.buffer import Buffer
-from retain.config import Config, ScheduleConfig, TrainingConfig
+from retain.config import Config
 from retain.memory.state import MemoryState
 from retain.presets import preset_of
+from retain.sections import ScheduleConfig, TrainingConfig
 from retain.types import InputError, Sample
 
 

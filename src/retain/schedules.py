@@ -12,8 +12,8 @@ from itertools import accumulate, chain, count, groupby, pairwise, repeat, takew
 
 import numpy as np
 
-from retain.config import MemoryModel, ScheduleConfig
 from retain.memory.dynamics import phi
+from retain.sections import MemoryModel, ScheduleConfig
 from retain.types import InputError
 
 MAX_RATIO = 0.9

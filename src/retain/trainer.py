@@ -14,12 +14,13 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from retain.buffer import Buffer
-from retain.config import Config, TrainingConfig
+from retain.config import Config
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
 from retain.model import LanguageModel
 from retain.scheduler import Replayer, StagePlan
 from retain.schedules import round_amount
+from retain.sections import TrainingConfig
 from retain.strategies.base import Strategy
 from retain.types import Sample, Task
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from retain.config import MemoryModel
 from retain.config_yaml import nearest
+from retain.sections import MemoryModel
 from retain.types import InputError
 
 LAST_STEP = 2**53

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retain.config import MemoryModel
+from retain.sections import MemoryModel
 
 NARROW = 1e-12
 """A distance of the two loss quantiles below this says nothing about difficulty."""

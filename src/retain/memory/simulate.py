@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from retain.config import MemoryModel
 from retain.config_errors import problems_of
 from retain.memory.checks import check_step, check_unit, hint, parameter_problems, shown
 from retain.memory.state import MemoryState
+from retain.sections import MemoryModel
 from retain.types import InputError
 
 OPERATIONS = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from retain.config import MemoryModel
 from retain.memory import dynamics, random
 from retain.memory.checks import (
     check_count,
@@ -24,6 +23,7 @@ from retain.memory.checks import (
 from retain.memory.clock import TickClock
 from retain.memory.draw import gumbel_top_k, stalest
 from retain.memory.table import Table
+from retain.sections import MemoryModel
 from retain.types import InputError
 
 STATE = {

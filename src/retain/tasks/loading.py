@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retain.config import Config, TaskConfig
+from retain.config import Config
 from retain.metrics import METRICS
+from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
 from retain.tasks.files import READERS, Row, parse_json, read_file, show, suggest
 from retain.tasks.formats import check_template, detect, parse
