@@ -157,6 +157,17 @@ def test_the_difference_of_two_configs_names_keys_and_both_values(load):
     assert diff_config(old, old) == []
 
 
+def test_a_combination_keeps_its_options_in_the_dump(load, write):
+    config = load(f"{TASKS}strategy: [{{name: ewc, weight: 5}}, mssr, der++]")
+    again = load_config(write(dump_config(config), "again.yaml"))
+    assert again == config and config.schedule.kind == "expanding"
+    assert load(f"{TASKS}strategy: ssr", "strategy=der++ + ewc + mssr", "strategy.ewc.weight=5") == config
+    other = load(TASKS, "strategy={name: ewc, weight: 6}", "strategy.online=true")
+    assert diff_config(config, other)[0] == "strategy: mssr + ewc + der++ -> ewc"
+    assert "strategy.ewc.weight: 5.0 -> 6.0" in diff_config(config, other)
+    assert diff_config(config, again) == []
+
+
 # ---- what is refused ------------------------------------------------------------------------------------
 
 
@@ -224,6 +235,7 @@ STEPS = "(allowed: a whole number of steps of at least 1, or a share of the stag
         ("xyzzy", "1", "xyzzy: unknown key (allowed: model, tasks, strategy,"),
         ("strategy", "msrr", "'msrr'; did you mean 'mssr'?"),
         ("strategy", "5", "strategy: 5 is neither a name"),
+        ("strategy", "{name: ewc, weight: -1}", "strategy: options of 'ewc': weight: -1 is too small (allowed: at "),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(complaint, key, value, expected):

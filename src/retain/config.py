@@ -104,7 +104,7 @@ def dump_config(config: Config) -> str:
 
 def diff_config(old: Config, new: Config) -> list[str]:
     """`training.epochs: 1 -> 2` for each key that differs, but for `output`."""
-    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
+    before, after = _settings(old), _settings(new)
     keys = [key for key in {**before, **after} if key != "output"]
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -113,12 +113,21 @@ def diff_config(old: Config, new: Config) -> list[str]:
     ]
 
 
+def _settings(config: Config) -> dict[str, Any]:
+    """Every key with its value; the options of a strategy stand under their names."""
+    chosen = presets.preset_of(config.strategy)
+    options = {name: section.model_dump() for name, section in chosen.regularizers}
+    return _flatten({**config.model_dump(), "strategy": chosen.name}) | _flatten(options, "strategy")
+
+
 def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
     """Short forms in full: `model: x`, `tasks: [reviews]`, `buffer: {seed: file}`, `memory:` and no more."""
     sections = [name for name, field in Config.model_fields.items() if isinstance(field.default, Section)]
     values = {name: value for name, value in values.items() if value is not None or name not in sections}
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
+    if "strategy" in values:
+        values["strategy"] = presets.spell_out(values["strategy"])
     if isinstance(values.get("tasks"), list):
         values["tasks"] = [_spell_task(task) for task in values["tasks"]]
     buffer = values.get("buffer")

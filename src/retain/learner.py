@@ -22,13 +22,13 @@ from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.losses import sample_losses
 from retain.model import ALIASES, LanguageModel
-from retain.presets import parse_strategy, preset_of
+from retain.presets import preset_of
 from retain.report import write_report
 from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
 from retain.schedules import round_amount
 from retain.sections import TaskConfig
-from retain.strategies import STRATEGIES
+from retain.strategies import STRATEGIES, Strategy
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
 from retain.trainer import LOWER_RATE, Stage, StageRecord, Watch, train_stage
@@ -66,6 +66,10 @@ class Learner:
     def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
+        chosen = preset_of(config.strategy)
+        for name in (chosen.source, *dict(chosen.regularizers)):
+            if name and name not in STRATEGIES:
+                raise InputError(f"strategy: {name!r} cannot be trained yet; `retain plan` takes it")
         self.started = time.perf_counter()
         self.base, self.dir = base, RunDir(out)
         self.tasks, self.stages = list(tasks or []), []
@@ -77,7 +81,7 @@ class Learner:
         self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
         if not self.dir.rows():
-            self.dir.log("start", strategy=config.strategy, seed=config.seed, model=config.model.name,
+            self.dir.log("start", strategy=chosen.name, seed=config.seed, model=config.model.name,
                          versions=self._versions)  # fmt: skip
 
     @property
@@ -165,7 +169,7 @@ class Learner:
         with self.dir.finish_row(number, task.name) as folder:
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
             replayer = self._replayer(stage, buffer)
-            strategy = STRATEGIES[parse_strategy(self.config.strategy)[0][0]]()
+            strategy = Strategy()
             watched: Counter = Counter()
             watch = Watch(self.dir.log, trace.write, self._after_step(stage, watched))
             started = time.perf_counter()
@@ -215,7 +219,7 @@ class Learner:
         if self.dir.buffer.is_dir():
             return Buffer.load(self.dir.buffer, self.config.buffer, self.config.memory, self.config.seed)
         buffer = Buffer(self.config.buffer, self.config.memory, self.config.seed)
-        if self._seed and preset_of(self.config.strategy).replay:
+        if self._seed and preset_of(self.config.strategy).keeps_buffer:
             buffer.seed_with(self._seed)
         return buffer
 
@@ -225,7 +229,7 @@ class Learner:
         buffer.memory.refresh(now)
         trace.write(now)
         trace.close()
-        if preset_of(self.config.strategy).replay:
+        if preset_of(self.config.strategy).keeps_buffer:
             buffer.admit(stage.task.train, now, record.losses, stage.number)
 
     def _log_events(self, stage: Stage, replayer: Replayer, buffer: Buffer) -> None:

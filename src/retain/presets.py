@@ -1,12 +1,17 @@
-"""The named strategies: rows of defaults for when, how much and which to replay."""
+"""The named strategies: what each replays and when, where rehearsal data come from, what protects the weights."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, ValidationError
+
+from retain.config_errors import problem_report, problems_of
+from retain.sections import Count, NonNegative, Positive, Probability, Section
 from retain.types import InputError
 
 DEFAULT = "mssr"
@@ -14,7 +19,7 @@ DEFAULT = "mssr"
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One named strategy: what it sets where the user's config says nothing."""
+    """One way to replay: what it sets where the user's config says nothing."""
 
     summary: str
     replay: bool = True
@@ -50,62 +55,236 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def parse_strategy(value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(name, options) of each part of `strategy`: "a", "a + b", a list of these, or {"name": ..., options}.
+SOURCES = {
+    "ssr": "the model writes its own rehearsal data, filtered; a curriculum sets their share",
+    "ssr-paper": "rehearsal data written by the base model from a few real ones and refined by the latest model",
+    "lamol": "rehearsal data written from a task token, with the generator trained along",
+}
 
-    Raises InputError for an unknown name, or more than one replay strategy.
+
+class L2Options(Section):
+    """Distance to the last stage's weights."""
+
+    weight: NonNegative = 1.0
+
+
+class EwcOptions(Section):
+    """Elastic weight consolidation."""
+
+    weight: NonNegative = 1000.0
+    online: bool = False
+    decay: Probability = 0.9
+    samples: Count = 128
+    labels: Literal["model", "data"] = "model"
+
+
+class SiOptions(Section):
+    """Synaptic intelligence."""
+
+    weight: NonNegative = 1.0
+    damping: Positive = 0.001
+
+
+class LwfOptions(Section):
+    """Learning without forgetting."""
+
+    weight: NonNegative = 1.0
+    temperature: Positive = 2.0
+
+
+class DerOptions(Section):
+    """Dark experience replay (++)."""
+
+    alpha: NonNegative = 0.5
+    beta: NonNegative = 1.0
+    top_k: Count = 64
+
+
+class OLoraOptions(Section):
+    """Orthogonal subspaces for the adapters of each stage."""
+
+    weight: NonNegative = 0.5
+    l2: NonNegative = 0.0
+
+
+class GemOptions(Section):
+    """Gradient episodic memory."""
+
+    margin: NonNegative = 0.5
+    samples: Count = 64
+
+
+class AGemOptions(Section):
+    """Averaged gradient episodic memory."""
+
+    samples: Count = 64
+
+
+class OsfOptions(Section):
+    """Orthogonal subspace fine-tuning."""
+
+    rank_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Regularizer:
+    """One method that acts on losses or gradients. `preset`: the replay it brings where none is named;
+    `buffer`: it needs stored samples, replayed or not."""
+
+    summary: str
+    options: type[Section]
+    preset: str | None = None
+    buffer: bool = False
+
+
+# What changes gradients last stands last: a projection must see every penalty.
+REGULARIZERS: dict[str, Regularizer] = {
+    "l2": Regularizer("a penalty on the distance to the last stage's weights", L2Options),
+    "ewc": Regularizer("the same, weighted by how much the past tasks' likelihood needs each weight", EwcOptions),
+    "si": Regularizer("the same, weighted by how much each weight lowered the past tasks' losses", SiOptions),
+    "lwf": Regularizer("new inputs are answered as the model of the stage's start answered them", LwfOptions),
+    "der++": Regularizer("replayed samples keep the logits they entered with", DerOptions, "er", True),
+    "o-lora": Regularizer("each stage learns in a low-rank space orthogonal to the earlier ones", OLoraOptions),
+    "osf": Regularizer("updates stay orthogonal to the largest singular directions of the weights", OsfOptions),
+    "gem": Regularizer("gradients are projected so that no past task's loss rises", GemOptions, buffer=True),
+    "agem": Regularizer("gradients are projected so that the past's mean loss does not rise", AGemOptions, buffer=True),
+}
+
+NAMES: tuple[str, ...] = (*PRESETS, *SOURCES, *REGULARIZERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a run does against forgetting.
+
+    name: canonical, "ssr + mssr + ewc". replay: the row of `PRESETS` whose memory schedule replays, or None.
+    source: the row of `SOURCES` that writes the rehearsal data, or None where they are stored samples; without
+    `replay` its curriculum replays them. keeps_buffer: rehearsal data are kept, replayed or not.
+    regularizers: name and checked options, in the order of `REGULARIZERS`.
     """
-    parts = [_named(part) for part in _parts(value)]
-    if not parts:
-        raise InputError(f"{value!r} names no strategy; {_known()}")
-    if len(parts) > 1:
-        names = " + ".join(name for name, _ in parts)
-        raise InputError(f"{names!r} names {len(parts)} replay strategies; a run takes one of them")
-    return parts
+
+    name: str
+    replay: str | None = None
+    source: str | None = None
+    joint: bool = False
+    keeps_buffer: bool = False
+    regularizers: tuple[tuple[str, Section], ...] = ()
 
 
-def preset_of(value: Any) -> Preset:
-    """The preset that `strategy` names."""
-    [(name, _)] = parse_strategy(value)
-    return PRESETS[name]
+def preset_of(value: Any) -> Resolved:
+    """What `strategy` means: "a", "a + b", a list of these, or {"name": ..., options}.
+
+    Raises InputError for an unknown name, an option that is unknown or out of range, names that exclude each
+    other, and a name that stands twice.
+    """
+    parts = _checked([_named(part) for part in _parts(value)], value)
+    schedule, source = (next((name for name in table if name in parts), None) for table in (PRESETS, SOURCES))
+    regularizers = tuple((name, parts[name]) for name in REGULARIZERS if name in parts)
+    if schedule is None and source is None:
+        schedule = next((REGULARIZERS[name].preset for name, _ in regularizers if REGULARIZERS[name].preset), None)
+    replay = schedule if schedule and PRESETS[schedule].replay else None
+    return Resolved(
+        name=" + ".join(name for name in (*SOURCES, *PRESETS, *REGULARIZERS) if name in parts),
+        replay=replay,
+        source=source,
+        joint="joint" in parts,
+        keeps_buffer=bool(replay or source) or any(REGULARIZERS[name].buffer for name, _ in regularizers),
+        regularizers=regularizers,
+    )
 
 
 def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the raw config with its strategy by name and that one's defaults under the user's own keys."""
-    [(name, _)] = parse_strategy(raw.get("strategy", DEFAULT))
-    resolved = {**raw, "strategy": name}
-    for section, defaults in PRESETS[name].defaults.items():
+    """A copy of the raw config: its strategy in canonical form with every option, that one's defaults under the
+    user's own keys."""
+    chosen = preset_of(raw.get("strategy", DEFAULT))
+    defaults = PRESETS[chosen.replay].defaults if chosen.replay else {}
+    if chosen.keeps_buffer and not chosen.replay and not chosen.source:
+        defaults = {"buffer": PRESETS["er"].defaults["buffer"]}
+    resolved = {**raw, "strategy": _spelled(chosen)}
+    for section, values in defaults.items():
         own = raw.get(section, {})
         if isinstance(own, Mapping):  # anything else is for the config's own check to report
-            resolved[section] = {**defaults, **own}
+            resolved[section] = {**values, **own}
     return resolved
+
+
+def spell_out(value: Any) -> Any:
+    """The parts of `strategy` as a list in which each regularizer is a mapping, so that its options have keys."""
+    parts = _parts(value)
+    if not any(isinstance(part, str) and part in REGULARIZERS for part in parts):
+        return value
+    return [{"name": part} if isinstance(part, str) and part in REGULARIZERS else part for part in parts]
+
+
+def _spelled(chosen: Resolved) -> Any:
+    """The canonical name; where there are options a list with all of them."""
+    if not chosen.regularizers:
+        return chosen.name
+    options = dict(chosen.regularizers)
+    return [
+        {"name": name, **options[name].model_dump()} if name in options else name for name in chosen.name.split(" + ")
+    ]
 
 
 def _parts(value: Any) -> list[Any]:
     if isinstance(value, str):
-        return [part.strip() for part in value.split("+")]
+        return [part.strip() for part in re.split(r"(?<!\+)\+(?!\+)", value)]  # "der++" is one name
     if isinstance(value, list | tuple):
         return [part for item in value for part in _parts(item)]
     return [value]
 
 
-def _named(part: Any) -> tuple[str, dict[str, Any]]:
+def _named(part: Any) -> tuple[str, Section | None]:
+    """The name of one part and, for a regularizer, its options."""
     options = {"name": part} if isinstance(part, str) else part
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
         raise InputError(f'{part!r} is neither a name nor {{"name": ..., options}}; {_known()}')
     name = options["name"].strip()
-    if name not in PRESETS:
-        near = get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.5)
+    given = {key: value for key, value in options.items() if key != "name"}
+    if name not in NAMES:
+        near = get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"unknown strategy {name!r}; {hint}{_known()}")
-    extra = sorted(str(key) for key in options if key != "name")
-    if extra:
+    if name in REGULARIZERS:
+        return name, _options(name, given)
+    if given:
+        sections = "schedule, memory and buffer" if name in PRESETS else "synthesis, filters, curriculum and storage"
         raise InputError(
-            f"strategy {name!r} takes no option {extra[0]!r}; "
-            "its settings stand in the sections schedule, memory and buffer"
+            f"strategy {name!r} takes no option {str(min(given, key=str))!r}; "
+            f"its settings stand in the sections {sections}"
         )
-    return name, {}
+    return name, None
+
+
+def _options(name: str, given: dict[Any, Any]) -> Section:
+    """The options of a regularizer, checked."""
+    section, values = REGULARIZERS[name].options, {str(key): value for key, value in given.items()}
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise problem_report(problems_of(error, section, values), f"options of {name!r}", {}) from None
+
+
+def _checked(named: list[tuple[str, Section | None]], value: Any) -> dict[str, Section | None]:
+    """The parts by name, after a look at how many stand there and which exclude each other."""
+    parts = dict(named)
+    if not parts:
+        raise InputError(f"{value!r} names no strategy; {_known()}")
+    if len(parts) < len(named):
+        twice = next(name for name, _ in named if [other for other, _ in named].count(name) > 1)
+        raise InputError(f"{twice!r} stands twice; name it once")
+    for table, what in ((PRESETS, "replay strategies"), (SOURCES, "sources of synthetic data")):
+        found = [name for name in parts if name in table]
+        if len(found) > 1:
+            raise InputError(f"{' + '.join(found)!r} names {len(found)} {what}; a run takes one of them")
+    others = [name for name in parts if name not in ("none", "joint")]
+    if "joint" in parts and others:
+        raise InputError(f"'joint' trains all tasks in one stage and stands alone; leave out {' and '.join(others)}")
+    rehearsing = [name for name in others if name in SOURCES or REGULARIZERS[name].preset] if "none" in parts else []
+    if rehearsing:
+        raise InputError(f"'none' replays nothing and {rehearsing[0]!r} does; leave one of them out")
+    return {name: parts[name] for name in parts if name != "none" or not others}
 
 
 def _known() -> str:
-    return f"known are {', '.join(PRESETS)}"
+    return f"known are {', '.join(NAMES)}"

@@ -140,7 +140,8 @@ class RunDir:
     def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
         rows = [self.scores(row) for row in self.rows()]
-        joint = preset_of(config.strategy).joint
+        chosen = preset_of(config.strategy)
+        joint = chosen.joint
         trained = [t["name"] for t in tasks if t["stage"]]
         others = [t["name"] for t in tasks if not t["stage"]]
         matrices = {kind: _matrix(rows, trained, kind) for kind in SCORES}
@@ -165,7 +166,7 @@ class RunDir:
             },
             "task_metrics": {t["name"]: t["metric"] for t in tasks},
             "costs": costs,
-            "strategy": config.strategy,
+            "strategy": chosen.name,
             "joint": joint,
             "seed": config.seed,
             "versions": versions,

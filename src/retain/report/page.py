@@ -161,6 +161,8 @@ def _why_no_replay(run: Run) -> str:
         return ": all tasks are trained in one stage"
     if run.strategy.split(" + ")[0] == "none":
         return ": strategy none is plain fine-tuning"
+    if run.plans and not any(plan.get("events") for plan in run.plans.values()):
+        return f": strategy {run.strategy} planned none"
     return " so far" if not run.finished else ""
 
 

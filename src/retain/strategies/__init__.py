@@ -2,12 +2,4 @@
 
 from retain.strategies.base import Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    "none": Strategy,
-    "fixed": Strategy,
-    "er": Strategy,
-    "mssr-sch": Strategy,
-    "mssr-spl": Strategy,
-    "mssr": Strategy,
-    "joint": Strategy,
-}
+STRATEGIES: dict[str, type[Strategy]] = {}
