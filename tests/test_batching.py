@@ -16,9 +16,9 @@ def encoded(ids, answer=1):
 
 
 def test_shared_prefix_is_stored_once():
-    sequences = [encoded([1, 2, 3, 7]), encoded([1, 2, 3, 9, 9])]
+    sequences = [encoded([1, 2, 3, 7, 0]), encoded([1, 2, 3, 9, 9, 0])]
     row = pack(sequences, split_rows(sequences)[0])
-    assert row.input_ids.tolist() == [[1, 2, 3, 7, 9, 9]]
+    assert row.input_ids.tolist() == [[1, 2, 3, 7, 9, 9]]  # and the last tokens are only predicted
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
     allowed = dense_mask(row.tree, row.tokens, torch.float32)[0, 0] == 0
     assert allowed[3].tolist() == [True, True, True, True, False, False]
@@ -46,21 +46,21 @@ def test_every_path_through_the_tree_is_its_sequence(lists):
 
 
 def test_rows_respect_the_token_limit_and_the_member_limit():
-    sequences = [encoded([k, k, k, k]) for k in range(6)]
+    sequences = [encoded([k, k, k, k, 9]) for k in range(6)]
     assert [len(r) for r in split_rows(sequences, row_tokens=8)] == [2, 2, 2]
     assert [len(r) for r in split_rows(sequences, row_tokens=99, max_members=4)] == [4, 2]
     assert split_rows(sequences, row_tokens=1) == [[k] for k in range(6)]
 
 
 def test_padded_rows_mark_padding():
-    sequences = [encoded([1, 2, 3]), encoded([4, 5])]
+    sequences = [encoded([1, 2, 3, 6]), encoded([4, 5, 6])]
     row = pad(sequences, [0, 1], pad_id=0)
     assert row.input_ids.tolist() == [[1, 2, 3], [4, 5, 0]]
     assert row.mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert row.tokens == 5
     assert [(int(row.rows[k]), int(row.keep[row.columns[k]]), int(row.targets[k])) for k in range(2)] == [
-        (0, 1, 3),
-        (1, 0, 5),
+        (0, 2, 6),
+        (1, 1, 6),
     ]
 
 
@@ -82,7 +82,7 @@ def test_common_prefix():
 
 
 def test_the_dense_mask_is_additive_and_finite():
-    row = pack([encoded([1, 2])], [0])
+    row = pack([encoded([1, 2, 3])], [0])
     mask = dense_mask(row.tree, row.tokens, torch.float64)
     assert mask.dtype == torch.float64 and torch.isfinite(mask).all()
     assert mask[0, 0].tolist() == [[0.0, torch.finfo(torch.float64).min], [0.0, 0.0]]

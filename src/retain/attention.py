@@ -7,6 +7,7 @@ attention function of transformers like any other; outside of rows it is plain s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,25 @@ class Segment(NamedTuple):
         return torch.ones(fresh, self.ancestors + fresh, dtype=torch.bool).tril(self.ancestors)
 
 
+class Tree:
+    """The segments of a row, ready for attention: what every layer needs is made once.
+
+    A row is split at every place where a span begins or ends, so that a path is a list of whole pieces: the
+    gradient of one split is one concatenation, that of many slices as many buffers of the row's full size.
+    """
+
+    def __init__(self, segments: Sequence[Segment], dtype: torch.dtype, device: torch.device) -> None:
+        cuts = sorted({edge for segment in segments for span in segment.spans for edge in span})
+        places = {edge: piece for piece, edge in enumerate(cuts)}
+        self.pieces = [stop - start for start, stop in pairwise(cuts)]
+        self.fresh = [segment.stop - segment.start for segment in segments]
+        self.paths = [[p for a, b in segment.spans for p in range(places[a], places[b])] for segment in segments]
+        self.masks = [torch.zeros(segment.allowed().shape, dtype=dtype) for segment in segments]
+        for mask, segment in zip(self.masks, segments, strict=True):
+            mask.masked_fill_(~segment.allowed(), -torch.inf)
+        self.masks = [mask.to(device) for mask in self.masks]
+
+
 def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -44,7 +64,7 @@ def tree_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: Sequence[tuple[Segment, torch.Tensor]] | None = None,
+    tree: Tree | None = None,
     **extras: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention (1, T, H, D) of one row. query: (1, H, T, D); key, value: (1, G, T, D), G divides H.
@@ -57,20 +77,19 @@ def tree_attention(
         )
     if unknown := [name for name in ("softcap", "s_aux", "sliding_window") if extras.get(name) is not None]:
         raise ValueError(f"tree attention has no {unknown[0]}")
-    parts = []
-    for segment, allowed in tree:
-        keys, values = (torch.cat([x[:, :, a:b] for a, b in segment.spans], dim=2) for x in (key, value))
-        parts.append(
-            F.scaled_dot_product_attention(
-                query[:, :, segment.start : segment.stop],
-                keys,
-                values,
-                attn_mask=allowed,
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
+    keys, values = key.split(tree.pieces, dim=2), value.split(tree.pieces, dim=2)
+    parts = [
+        F.scaled_dot_product_attention(
+            queries,
+            torch.cat([keys[piece] for piece in path], dim=2),
+            torch.cat([values[piece] for piece in path], dim=2),
+            attn_mask=mask.to(query.dtype),  # autocast changes the dtype, elsewhere nothing happens
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
+        for queries, path, mask in zip(query.split(tree.fresh, dim=2), tree.paths, tree.masks, strict=True)
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

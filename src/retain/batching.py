@@ -32,6 +32,11 @@ class Encoded:
         labels = (False,) * len(prompt) + (True,) * len(answer)
         return cls((*prompt, *answer), labels, truncated)
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: all but the last token, which is only ever predicted."""
+        return self.ids[:-1] or self.ids
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -80,10 +85,10 @@ def split_rows(
 ) -> list[list[int]]:
     """Indices of the sequences in lexicographic order, cut where a row would exceed `row_tokens` tree nodes
     or `max_members` sequences. A longer sequence gets a row of its own."""
-    order = sorted(range(len(sequences)), key=lambda i: sequences[i].ids)
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].inputs)
     rows, size, previous = [], 0, ()
     for i in order:
-        ids = sequences[i].ids
+        ids = sequences[i].inputs
         fresh = len(ids) - common_prefix(previous, ids)
         if not rows or size + fresh > row_tokens or len(rows[-1]) == max_members:
             rows.append([])
@@ -108,7 +113,7 @@ def pack(sequences: Sequence[Encoded], indices: Sequence[int]) -> Row:
     spans: tuple[tuple[int, int], ...] = ()
     previous: Sequence[int] = ()
     for i in indices:
-        ids = sequences[i].ids
+        ids = sequences[i].inputs
         shared = common_prefix(previous, ids)
         start, stop = len(tokens), len(tokens) + len(ids) - shared
         spans = _first(spans, shared)
@@ -145,10 +150,11 @@ def dense_mask(tree: Sequence[Segment], tokens: int, dtype: torch.dtype) -> torc
 
 def pad(sequences: Sequence[Encoded], indices: Sequence[int], pad_id: int) -> Row:
     """The given sequences as ordinary right-padded rows."""
-    width = max(len(sequences[i]) for i in indices)
-    ids = [list(sequences[i].ids) + [pad_id] * (width - len(sequences[i])) for i in indices]
-    mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in indices])
-    where = [(r, np.arange(len(sequences[i]))) for r, i in enumerate(indices)]
+    read = [sequences[i].inputs for i in indices]
+    width = max(map(len, read))
+    ids = [[*tokens, *[pad_id] * (width - len(tokens))] for tokens in read]
+    mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in read])
+    where = [(r, np.arange(len(tokens))) for r, tokens in enumerate(read)]
     return _row(ids, [list(range(width))] * len(ids), mask, [], sequences, indices, where, int(mask.sum()))
 
 

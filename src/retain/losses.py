@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from retain.attention import Tree
 from retain.batching import ROW_TOKENS, Encoded, Row, dense_mask, pack, pad, split_rows
 from retain.model import LanguageModel
 
@@ -27,7 +28,7 @@ def label_logits(lm: LanguageModel, row: Row) -> torch.Tensor:
     """Logits (K, V) at the K label positions of a row; the head runs on the columns that need it only."""
     if lm.layout == "tree":
         # A mask of four dimensions is taken as it is, and tree attention does not look at it.
-        extras = {"tree": [(segment, segment.allowed()) for segment in row.tree]}
+        extras = {"tree": Tree(row.tree, lm.dtype, lm.device)}
         mask = torch.zeros(1, 1, 1, 1, dtype=lm.dtype)
     else:
         extras = {}
