@@ -98,6 +98,14 @@ def test_events_ascend_within_the_stage(kind, units, interval, last):
 
 
 @pytest.mark.parametrize(
+    ("every", "stage", "steps"),
+    [(50, 2000, 50), (0.025, 2000, 50), (0.025, 40, 1), (0.025, 100, 3), (0.5, 1, 1)],
+)
+def test_every_so_many_steps(every, stage, steps):
+    assert schedules.every_steps(every, stage) == steps
+
+
+@pytest.mark.parametrize(
     ("value", "stage", "interval"),
     [(100, 2000, 100.0), (0.05, 2000, 100.0), (0.05, 50, 2.5), (0.05, 10, 1.0), (1, 10, 1.0), (50, 10, 50.0)],
 )

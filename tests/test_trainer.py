@@ -6,7 +6,7 @@ import pytest
 from retain.buffer import Buffer
 from retain.scheduler import StagePlan, stage_steps
 from retain.sections import BufferConfig, MemoryConfig, TrainingConfig
-from retain.trainer import _check_finite, new_batches, observe, refresh_interval, review
+from retain.trainer import _check_finite, new_batches, observe, review
 from retain.types import Sample
 
 SAMPLES = [Sample(f"t/{k}", "t", str(k), "x") for k in range(10)]
@@ -31,14 +31,6 @@ def test_max_steps_cuts_or_repeats_the_epochs():
     whole = list(new_batches(SAMPLES, plan(epochs=3), seed=1, stage=1))
     assert list(new_batches(SAMPLES, plan(max_steps=5), seed=1, stage=1)) == whole[:5]
     assert list(new_batches(SAMPLES, plan(max_steps=9), seed=1, stage=1)) == whole
-
-
-@pytest.mark.parametrize(
-    ("every", "steps", "interval"),
-    [(50, 2000, 50), (0.025, 2000, 50), (0.025, 40, 1), (0.025, 100, 3), (0.5, 1, 1)],
-)
-def test_refresh_interval(every, steps, interval):
-    assert refresh_interval(every, steps) == interval
 
 
 def test_observe_is_a_running_mean():

@@ -24,6 +24,11 @@ def round_amount(amount: float) -> int:
     return math.floor(amount + 0.5 + 1e-9)
 
 
+def every_steps(value: int | float, steps: int) -> int:
+    """Every so many steps, as a whole number: an integer as it is, a float as a share of `steps`; at least 1."""
+    return value if isinstance(value, int) else max(1, round_amount(value * steps))
+
+
 def first_interval(value: int | float, steps: int) -> float:
     """D₁ in steps: an integer as it is, a float as a share of the stage's `steps`; at least 1, unrounded."""
     return max(float(value if isinstance(value, int) else value * steps), 1.0)

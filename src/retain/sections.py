@@ -263,14 +263,17 @@ class CurriculumConfig(Section):
     ] = "linear"
     initial: Annotated[float, Field(ge=0, lt=1)] = 0.2
     final: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    warmup: Count | Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup: Annotated[
+        Count | Annotated[float, Field(gt=0, le=1)],
+        Field(description="a whole number of steps of at least 1, or a share of the stage above 0 and at most 1.0"),
+    ] = 1.0
     rate: Positive = 5.0
     delta: Share = 0.1
     tolerance: NonNegative = 0.1
     check_every: Steps = 0.1
     when_calm: Literal["hold", "raise"] = "hold"
     lowest: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    highest: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    highest: Annotated[float, Field(ge=0, lt=1, validate_default=True)] = 0.9
     difficulty: Literal["easy", "hard"] = "easy"
     max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.8
     split: Literal["even", "similarity", "size"] = "even"
@@ -278,6 +281,14 @@ class CurriculumConfig(Section):
     weight_by_confidence: bool = True
     lambda_replay: NonNegative = 1.0
     lambda_quality: NonNegative = 0.0
+
+    @field_validator("highest")
+    @classmethod
+    def _bounds_in_order(cls, highest: float, info: ValidationInfo) -> float:
+        lowest = info.data.get("lowest", 0.0)
+        if lowest > highest:
+            raise ValueError(f"{highest:g} is below lowest ({lowest:g})")
+        return highest
 
 
 class StorageConfig(Section):

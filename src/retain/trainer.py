@@ -19,7 +19,7 @@ from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
 from retain.model import LanguageModel
 from retain.scheduler import Replayer, StagePlan
-from retain.schedules import round_amount
+from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
 from retain.strategies.base import Strategy
 from retain.types import Sample, Task
@@ -141,7 +141,7 @@ def train_stage(
     task, plan, record = stage.task, stage.plan, StageRecord()
     seed = (config.seed, stage.number)
     optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed)
-    refresh_every = refresh_interval(config.memory.refresh_every, plan.steps)
+    refresh_every = every_steps(config.memory.refresh_every, plan.steps)
     strategy.begin_task(lm.model, task)
     for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
@@ -169,11 +169,6 @@ def train_stage(
 def _bar(batches: Iterator[list[Sample]], task: Task, plan: StagePlan) -> tqdm:
     """A progress bar that shows only on a terminal, and where the stage takes longer than two seconds."""
     return tqdm(batches, f"train {task.name}", plan.steps, unit="step", delay=2, leave=False, disable=None)
-
-
-def refresh_interval(refresh_every: int | float, steps: int) -> int:
-    """Steps between refreshes: an integer as it is, a share of the stage's steps rounded, at least 1."""
-    return refresh_every if isinstance(refresh_every, int) else max(1, round_amount(refresh_every * steps))
 
 
 def observe(running: dict[str, float], samples: Sequence[Sample], losses: np.ndarray, beta: float) -> None:

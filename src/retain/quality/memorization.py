@@ -1,0 +1,46 @@
+"""Near-verbatim overlap of generated texts with the training texts (SSR 9.9), while these are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from retain.quality.ngrams import ngram_hashes
+
+SPAN = 3  # words in a row that count as copied
+LONG = 8  # words from which an answer counts: labels and short answers repeat by their nature
+
+
+class TrainingTexts:
+    """Hashed word trigrams of the training texts and which text each is of; made once and asked often."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        hashes, owners = ngram_hashes(texts, SPAN)
+        order = np.lexsort((owners, hashes))
+        hashes, owners = hashes[order], owners[order]
+        again = np.zeros(len(hashes), dtype=bool)
+        again[1:] = (hashes[1:] == hashes[:-1]) & (owners[1:] == owners[:-1])
+        self._hashes, self._owners, self._count = hashes[~again], owners[~again], len(texts)
+
+    def overlap(self, texts: Sequence[str]) -> np.ndarray:
+        """Share of each text's words in runs of at least 3 in common with one training text, the largest, (N,).
+
+        A text of fewer than 3 words is 1 where a training text equals it, else 0.
+        """
+        hashes, owners = ngram_hashes(texts, SPAN)
+        begins = np.searchsorted(self._hashes, hashes, side="left")
+        ends = np.searchsorted(self._hashes, hashes, side="right")
+        limits = np.searchsorted(owners, np.arange(len(texts) + 1))
+        return np.array([self._largest(begins[i:j], ends[i:j]) for i, j in pairwise(limits)])
+
+    def _largest(self, begins: np.ndarray, ends: np.ndarray) -> float:
+        """The overlap of one text; the training texts with its p-th trigram stand from begins[p] to ends[p]."""
+        covered = np.zeros(self._count, dtype=np.int64)
+        latest = np.full(self._count, -SPAN)
+        for position in np.flatnonzero(begins < ends).tolist():
+            found = self._owners[begins[position] : ends[position]]
+            covered[found] += np.minimum(position - latest[found], SPAN)
+            latest[found] = position
+        return float(covered.max(initial=0) / (len(begins) + SPAN - 1))
