@@ -55,10 +55,52 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-SOURCES = {
-    "ssr": "the model writes its own rehearsal data, filtered; a curriculum sets their share",
-    "ssr-paper": "rehearsal data written by the base model from a few real ones and refined by the latest model",
-    "lamol": "rehearsal data written from a task token, with the generator trained along",
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One way to synthesize rehearsal data: what it sets where the user's config says nothing."""
+
+    summary: str
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+UNFILTERED = {"heuristics": False, "perplexity": None, "consistency": None, "diversity": None, "memorization": None}
+CONCATENATED = {"kind": "concatenate", "draw": "uniform", "weight_by_confidence": False}
+SOURCES: dict[str, Source] = {
+    "ssr": Source("the model writes its own rehearsal data, filtered; a curriculum sets their share"),
+    "ssr-paper": Source(
+        "rehearsal data written by the base model from a few real ones and refined by the latest model",
+        {
+            "synthesis": {
+                "method": "pairs",
+                "samples": 0.1,
+                "generator_weight": 0.0,
+                "demonstrations": 20,
+                "answers": "greedy",
+                "temperature": 0.9,
+                "top_k": 0,
+                "top_p": 0.6,
+                "repetition_penalty": 1.2,
+            },
+            "filters": {**UNFILTERED, "select": "kmeans"},
+            "curriculum": CONCATENATED,
+        },
+    ),
+    "lamol": Source(
+        "rehearsal data written from a task token before each stage, with the generator trained along",
+        {
+            "synthesis": {
+                "method": "joint",
+                "prompt": "[{name}]",
+                "samples": 0.2,
+                "generator_weight": 0.25,
+                "top_k": 20,
+                "top_p": 1.0,
+            },
+            "filters": UNFILTERED,
+            "curriculum": CONCATENATED,
+            "storage": {"mode": "on-demand"},
+        },
+    ),
 }
 
 
@@ -197,7 +239,8 @@ def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the raw config: its strategy in canonical form with every option, that one's defaults under the
     user's own keys."""
     chosen = preset_of(raw.get("strategy", DEFAULT))
-    defaults = PRESETS[chosen.replay].defaults if chosen.replay else {}
+    defaults = dict(PRESETS[chosen.replay].defaults) if chosen.replay else {}
+    defaults |= SOURCES[chosen.source].defaults if chosen.source else {}
     if chosen.keeps_buffer and not chosen.replay and not chosen.source:
         defaults = {"buffer": PRESETS["er"].defaults["buffer"]}
     resolved = {**raw, "strategy": _spelled(chosen)}

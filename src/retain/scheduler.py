@@ -7,10 +7,10 @@ A plan is known before any model is loaded: steps, events, amounts and the memor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,32 +18,11 @@ from retain import schedules
 from retain.buffer import Buffer
 from retain.config import Config
 from retain.memory.state import MemoryState
+from retain.plans import Event, StagePlan
 from retain.presets import preset_of
+from retain.rehearsal import pool, stage_curriculum
 from retain.sections import ScheduleConfig, TrainingConfig
 from retain.types import InputError, Sample
-
-
-class Event(NamedTuple):
-    """Replay at a stage's local `step` (from 1): λ there, and the samples it brings after the cap."""
-
-    step: int
-    ratio: float
-    replayed: int
-    projected: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One stage: its steps, its replay, and the memory's unit of time (None without a buffer)."""
-
-    task: str
-    steps: int
-    new_per_step: np.ndarray  # (steps,) int64
-    time_unit: float | None
-    events: list[Event] = field(default_factory=list)
-    buffer_size: int = 0  # samples in the buffer at the stage's start
-    epoch_steps: int = 1
-    interval: float = 1.0  # D_1 in steps
 
 
 def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
@@ -61,15 +40,22 @@ def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 
     if preset.joint:
         stages = [("joint", sum(samples for _, samples in stages))]
     plans = [_stage(config, task, samples) for task, samples in stages]
-    if not preset.replay:
+    if not preset.replay and not preset.source:
         return plans
     stored = accumulate((samples for _, samples in stages), initial=seed_samples)
+    if preset.source:
+        pools = [pool(config, stages[:index], samples) for index, (_, samples) in enumerate(stages)]
+        stored = [
+            seed_samples + sum(sizes.values()) + _real_samples(config, index) for index, sizes in enumerate(pools)
+        ]
     plans = [
         replace(plan, buffer_size=min(config.buffer.capacity, count))
         for plan, count in zip(plans, stored, strict=False)
     ]
     if config.schedule.clock == "global":
         plans = [replace(plan, interval=plans[_first_buffered(plans)].interval) for plan in plans]
+    if not preset.replay:
+        return [_with_curriculum(config, plan, index, pools[index]) for index, plan in enumerate(plans)]
     starts = accumulate((plan.steps for plan in plans), initial=0)
     fired = _event_steps(config.schedule, plans)
     plans = [_with_replay(config, plan, start, steps) for plan, start, steps in zip(plans, starts, fired, strict=False)]
@@ -132,6 +118,10 @@ class Replayer:
         self._exact = 0.0  # replay the new samples called for so far, not rounded
         self._answered = 0  # local step of the last event: new samples up to it are answered
 
+    def weights(self, new: int, replayed: Sequence[Sample]) -> np.ndarray:
+        """Weights (new + r,) of a mixed batch's losses: Eq. 3's λ on the replayed ones."""
+        return np.array([1.0] * new + [self._schedule.replay_weight] * len(replayed))
+
     @property
     def pending(self) -> int:
         """Samples drawn and not yet handed out."""
@@ -193,6 +183,24 @@ def _stage(config: Config, task: str, samples: int) -> StagePlan:
     return StagePlan(task, len(new), new, None, epoch_steps=epoch_steps, interval=interval)
 
 
+def _real_samples(config: Config, index: int) -> int:
+    """Real samples in the buffer of a stage: of the past tasks, in storage mode `hybrid` only."""
+    return config.storage.real_samples if config.storage.mode == "hybrid" and index else 0
+
+
+def _with_curriculum(config: Config, plan: StagePlan, index: int, sizes: Mapping[str, int]) -> StagePlan:
+    """The plan of a stage whose synthetic share follows α(t); what depends on training is projected."""
+    if not sizes:
+        return plan
+    curriculum = stage_curriculum(config, plan, index, sizes, dict.fromkeys(sizes, 0.0))
+    projected = config.curriculum.kind in ("adaptive", "similarity")
+    events = [
+        Event(step, curriculum.ratio(step), curriculum.amount(int(new), step), projected)
+        for step, new in enumerate(plan.new_per_step, start=1)
+    ]
+    return _with_unit(config, replace(plan, events=events))
+
+
 def _first_buffered(plans: list[StagePlan]) -> int:
     """The index of the first stage that has a buffer, which starts the global clock; 0 where none has."""
     return next((index for index, plan in enumerate(plans) if plan.buffer_size), 0)
@@ -226,15 +234,19 @@ def _with_replay(config: Config, plan: StagePlan, first_step: int, fired: list[i
     """The plan with its events and the unit of time they call for."""
     if not plan.buffer_size:
         return plan
-    events = _events(config, plan, first_step, fired)
+    return _with_unit(config, replace(plan, events=_events(config, plan, first_step, fired)))
+
+
+def _with_unit(config: Config, plan: StagePlan) -> StagePlan:
+    """The plan with the unit of time that its events call for."""
     unit = config.memory.time_unit
     if unit == "auto":
-        replayed = sum(event.replayed for event in events)
+        replayed = sum(event.replayed for event in plan.events)
         wait = schedules.expected_wait(plan.buffer_size, plan.steps, replayed)
         unit = schedules.time_unit(wait, config.memory)
     elif unit == "interval":
         unit = schedules.time_unit(plan.interval, config.memory)
-    return replace(plan, time_unit=float(unit), events=events)
+    return replace(plan, time_unit=float(unit))
 
 
 def _events(config: Config, plan: StagePlan, first_step: int, fired: list[int]) -> list[Event]:

@@ -201,8 +201,8 @@ class EvaluationConfig(Section):
 class SynthesisConfig(Section):
     """How the model writes its own rehearsal data (SSR 5, 7.1; MATH 4)."""
 
-    method: Literal["two-stage", "joint", "in-context"] = "two-stage"
-    samples: Count | Literal["adaptive"] = 1000
+    method: Literal["two-stage", "joint", "in-context", "pairs"] = "two-stage"
+    samples: Count | Share | Literal["adaptive"] = 1000
     generator_weight: NonNegative = 0.25
     prompt: Text = "Generate a training example for: {description}\nInput:"
     class_conditioned: bool = False
@@ -238,6 +238,7 @@ class FiltersConfig(Section):
     similarity: Literal["hidden", "minhash", "jaccard", "rouge", "sentence-transformers"] = "hidden"
     embedding_model: Text = "sentence-transformers/all-MiniLM-L6-v2"
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    select: Literal["first", "kmeans"] = "first"
     stricter: bool = False
     balance: bool = False
     memorization: Probability | None = 0.8
@@ -260,6 +261,7 @@ class CurriculumConfig(Section):
         "similarity",
         "growing",
         "difficulty",
+        "concatenate",
     ] = "linear"
     initial: Annotated[float, Field(ge=0, lt=1)] = 0.2
     final: Annotated[float, Field(ge=0, lt=1)] = 0.8

@@ -18,7 +18,9 @@ from retain.config import Config
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
 from retain.model import LanguageModel
-from retain.scheduler import Replayer, StagePlan
+from retain.plans import StagePlan
+from retain.rehearsal import CurriculumReplayer
+from retain.scheduler import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
 from retain.strategies.base import Strategy
@@ -132,7 +134,7 @@ def train_stage(
     stage: Stage,
     strategy: Strategy,
     buffer: Buffer,
-    replayer: Replayer,
+    replayer: Replayer | CurriculumReplayer,
     accelerator: Accelerator,
     config: Config,
     watch: Watch,
@@ -147,8 +149,7 @@ def train_stage(
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
         replayed = [buffer.samples[i] for i in replayer.draw(step)]
-        weights = np.array([1.0] * len(new) + [config.schedule.replay_weight] * len(replayed))
-        losses = optimization.step(new + replayed, weights)
+        losses = optimization.step(new + replayed, replayer.weights(len(new), replayed))
         _check_finite(losses, new + replayed, task.name, step)
         observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
         review(buffer, replayed, losses[len(new) :], now)

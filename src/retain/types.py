@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 IN_MEMORY = "in-memory"  # stands in a configuration where rows were given in Python
 
@@ -39,7 +40,7 @@ class Sample:
 class Frame:
     """What all prompts of a task have in common; what lies between prefix and suffix is a sample's own input.
 
-    A chat task has its system message, if any, as `system` and its input in the user's turn.
+    Of a chat task both stand in the user's turn, after the system message, if there is one.
     """
 
     prefix: str = ""
@@ -48,18 +49,19 @@ class Frame:
     system: str = ""
 
     def input_of(self, sample: Sample) -> str:
-        """The part of the prompt that is the sample's own; of a chat the last user turn."""
-        if sample.messages:
-            return next(text for role, text in reversed(sample.messages) if role == "user")
+        """The part of the prompt that is the sample's own; of a chat what is so in the last user turn."""
         prompt = sample.prompt
+        if sample.messages:
+            prompt = next(text for role, text in reversed(sample.messages) if role == "user")
         framed = prompt.startswith(self.prefix) and prompt.endswith(self.suffix)
         return prompt[len(self.prefix) : len(prompt) - len(self.suffix)] if framed else prompt
 
-    def sample(self, id: str, task: str, input: str, answer: str, **fields: object) -> Sample:
+    def sample(self, id: str, task: str, input: str, answer: str, **fields: Any) -> Sample:
         """A sample of the task made of an input and an answer."""
+        prompt = f"{self.prefix}{input}{self.suffix}"
         if not self.chat:
-            return Sample(id, task, f"{self.prefix}{input}{self.suffix}", answer, **fields)
-        messages = ((("system", self.system),) if self.system else ()) + (("user", input), ("assistant", answer))
+            return Sample(id, task, prompt, answer, **fields)
+        messages = (*((("system", self.system),) if self.system else ()), ("user", prompt), ("assistant", answer))
         return Sample(id, task, "", answer, messages=messages, **fields)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from retain.tasks.files import show, suggest
-from retain.types import InputError
+from retain.types import Frame, InputError
 
 PLACEHOLDERS = ("instruction", "input")
 PLACEHOLDER = re.compile(r"\{(instruction|input)\}")
 CHAT_TEMPLATE = "chat"
+MARK = "\0input\0"
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {
     "human": "user",
@@ -154,6 +155,27 @@ FORMATS = {
     "prompt/completion": Format(("prompt", "completion"), _completion),
     "alpaca": Format(("instruction", "output"), _alpaca),
 }
+
+
+def frame_of(rows: list[dict], form: Format, template: str) -> Frame:
+    """What the prompts of all rows have in common: the one instruction they share, or the one system message.
+
+    Where each row has an instruction of its own, the whole prompt is a row's own input.
+    """
+    if form is FORMATS["alpaca"]:
+        instructions = {_text(row, "instruction", optional=True) for row in rows}
+        if len(instructions) > 1 or not all(_text(row, "input", optional=True) for row in rows):
+            return Frame(chat=template == CHAT_TEMPLATE)
+        [instruction] = instructions
+        if template == CHAT_TEMPLATE:
+            return Frame(f"{instruction}\n" if instruction else "", chat=True)
+        before, found, after = fill(template, instruction, MARK).partition(MARK)
+        return Frame(before, after) if found and MARK not in after else Frame()
+    if form is FORMATS["prompt/completion"]:
+        return Frame()
+    parsed = [form.parse(row, template)[2] for row in rows]
+    systems = {turns[0][1] if turns[0][0] == "system" else "" for turns in parsed}
+    return Frame(chat=True, system=systems.pop() if len(systems) == 1 else "")
 
 
 def _columns(row: dict) -> str:

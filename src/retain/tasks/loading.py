@@ -18,9 +18,9 @@ from retain.metrics import METRICS
 from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
 from retain.tasks.files import READERS, Row, parse_json, read_file, show, suggest
-from retain.tasks.formats import check_template, detect, parse
+from retain.tasks.formats import check_template, detect, frame_of, parse
 from retain.tasks.hub import is_hub_name, read_hub
-from retain.types import IN_MEMORY, InputError, Sample, Task
+from retain.types import IN_MEMORY, Frame, InputError, Sample, Task
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_SIZES = {"train": 320, "validation": 64, "test": 100}
@@ -33,11 +33,13 @@ log = logging.getLogger("retain")
 
 
 class Split(NamedTuple):
-    """The samples of one source after its limit, their final answers by id, the number of skipped rows."""
+    """The samples of one source after its limit, their final answers by id, the number of skipped rows, and
+    what the prompts have in common."""
 
     samples: list[Sample]
     finals: dict[str, str]
     skipped: int
+    frame: Frame
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ def load_split(task: TaskConfig, split: str, config: Config, base: Path) -> Spli
     template, on_invalid = task.template or config.template, task.on_invalid or config.on_invalid
     rows, labels = read_source(source, split, base, limit, config.data_seed)
     form = _first_form(rows, source)
-    samples, finals, problems = [], {}, []
+    samples, valid, finals, problems = [], [], {}, []
     for row in rows:
         identity = f"{task.name}/{ID_PREFIXES[split]}{row.number}"
         try:
@@ -111,12 +113,13 @@ def load_split(task: TaskConfig, split: str, config: Config, base: Path) -> Spli
             problems.append(f"{row.place}: {error}")
             continue
         samples.append(Sample(id=identity, task=task.name, **fields))
+        valid.append(row.value)
         if final:
             finals[identity] = final
     if problems and (on_invalid == "error" or not samples):
         raise InputError(_explain(problems, source))
     order = np.random.default_rng(config.data_seed).permutation(len(samples))[:limit]
-    return Split([samples[index] for index in order], finals, len(problems))
+    return Split([samples[index] for index in order], finals, len(problems), frame_of(valid, form, template))
 
 
 def automatic_metric(samples: list[Sample], finals: dict[str, str]) -> str:
@@ -211,6 +214,8 @@ def load_task(
     loaded = Task(task.name, description=_description(task), skipped=sum(s.skipped for s in splits.values()))
     for name, split in splits.items():
         setattr(loaded, name, split.samples)
+    if "train" in splits:
+        loaded.frame = splits["train"].frame
     if not problems and split_validation and loaded.train and not loaded.validation:
         try:
             loaded.train, loaded.validation = hold_out(loaded.train, config.data_seed)

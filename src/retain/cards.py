@@ -1,0 +1,100 @@
+"""What is kept of a task whose data may not be: its description, its form, and statistics; no sample or part of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retain.quality.filters import Embed, Reference
+from retain.types import Frame, InputError, Sample, Task
+
+CARDS_FILE = "tasks.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCard:
+    """A task without its data. size: its training samples; stage: when it was learned, from 1."""
+
+    name: str
+    description: str
+    frame: Frame
+    reference: Reference
+    size: int
+    stage: int
+
+    @classmethod
+    def of(cls, task: Task, stage: int, prompts: Sequence[str] = (), embed: Embed | None = None) -> TaskCard:
+        """The card of a task whose samples are at hand; `prompts` are texts no input may repeat."""
+        pairs = [(task.frame.input_of(sample), sample.answer) for sample in task.train]
+        label_sets = {sample.choices for sample in task.train}
+        labels = label_sets.pop() if len(label_sets) == 1 else ()
+        reference = Reference.of(pairs, labels, (*prompts, task.description), embed)
+        return cls(task.name, task.description, task.frame, reference, len(task.train), stage)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label set that all samples share, else empty."""
+        return self.reference.choices
+
+    def sample(self, name: str, input: str, answer: str, confidence: float | None = None) -> Sample:
+        """A sample of the task with its own text."""
+        return self.frame.sample(name, self.name, input, answer, choices=self.labels, confidence=confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON; the training texts are not part of it."""
+        known = self.reference
+        center = None if known.center is None else [round(float(value), 5) for value in known.center]
+        return {
+            "name": self.name,
+            "description": self.description,
+            "frame": asdict(self.frame),
+            "size": self.size,
+            "stage": self.stage,
+            "choices": list(known.choices),
+            "prompts": list(known.prompts),
+            "min_words": known.min_words,
+            "usual": sorted(known.usual),
+            "shares": dict(known.shares),
+            "center": center,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskCard:
+        """What `to_dict` wrote."""
+        center = values["center"]
+        reference = Reference(
+            choices=tuple(values["choices"]),
+            prompts=tuple(values["prompts"]),
+            min_words=values["min_words"],
+            usual=frozenset(values["usual"]),
+            shares=dict(values["shares"]),
+            center=None if center is None else np.asarray(center, dtype=np.float64),
+        )
+        frame = Frame(**values["frame"])
+        return cls(values["name"], values["description"], frame, reference, values["size"], values["stage"])
+
+    def without_texts(self) -> TaskCard:
+        """The card as it is kept: the training texts are forgotten."""
+        return replace(self, reference=replace(self.reference, training=None))
+
+
+def write_cards(folder: Path, cards: Sequence[TaskCard]) -> None:
+    """Write the cards of all tasks learned so far into a stage's folder."""
+    text = json.dumps([card.to_dict() for card in cards], indent=1, ensure_ascii=False)
+    (folder / CARDS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_cards(folder: Path) -> list[TaskCard]:
+    """The cards that lie in a stage's folder; a broken file is an InputError."""
+    path = folder / CARDS_FILE
+    try:
+        return [TaskCard.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing; restore it, or start anew with --out") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not what a run wrote ({error}); restore it, or start anew with --out") from None

@@ -1,0 +1,31 @@
+"""What a plan is: the events of a stage and its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Event(NamedTuple):
+    """Replay at a stage's local `step` (from 1): λ there, and the samples it brings after the cap."""
+
+    step: int
+    ratio: float
+    replayed: int
+    projected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: its steps, its replay, and the memory's unit of time (None without a buffer)."""
+
+    task: str
+    steps: int
+    new_per_step: np.ndarray  # (steps,) int64
+    time_unit: float | None
+    events: list[Event] = field(default_factory=list)
+    buffer_size: int = 0  # samples in the buffer at the stage's start
+    epoch_steps: int = 1
+    interval: float = 1.0  # D_1 in steps

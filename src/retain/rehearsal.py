@@ -1,0 +1,124 @@
+"""How many synthetic samples a stage asks for, and which of them each step gets under a curriculum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from retain.buffer import Buffer
+from retain.config import Config
+from retain.curriculum import Curriculum, draw_samples, mixed_loss_weights
+from retain.plans import Event, StagePlan
+from retain.schedules import due_amounts, round_amount
+from retain.types import Sample
+
+SMALLEST_ADAPTIVE = 100
+PASS_SHIFT = 1 << 20  # passes over the whole pool draw apart from the steps
+
+
+def samples_asked(samples: int | float | str, size: int) -> int:
+    """Synthetic samples to ask for: a number, a share of `size`, or max(100, size // 10) (`adaptive`; SSR 9.2)."""
+    if samples == "adaptive":
+        return max(SMALLEST_ADAPTIVE, size // 10)
+    return samples if isinstance(samples, int) else max(1, round_amount(samples * size))
+
+
+def pool(config: Config, past: Sequence[tuple[str, int]], size: int) -> dict[str, int]:
+    """Synthetic samples of each past task (name, training samples) beside a stage of `size` training samples.
+
+    A share is one of a task's own samples; of what is written on demand it is one of the new task's, divided
+    evenly over the past ones (LAMOL's γ).
+    """
+    asked = config.synthesis.samples
+    if config.storage.mode == "on-demand" and isinstance(asked, float) and past:
+        parts = due_amounts(samples_asked(asked, size), len(past))
+        return {task: part for (task, _), part in zip(past, parts, strict=True)}
+    return {task: samples_asked(asked, own) for task, own in past}
+
+
+def stage_curriculum(
+    config: Config,
+    plan: StagePlan,
+    index: int,
+    sizes: Mapping[str, int],
+    similarities: Mapping[str, float] | None = None,
+) -> Curriculum:
+    """The curriculum of the stage with `index` from 0 over a pool of `sizes` samples of each past task.
+
+    `concatenate` is a constant share that brings each sample of the pool once an epoch.
+    """
+    section = config.curriculum
+    if section.kind == "concatenate":
+        total = sum(sizes.values())
+        new = int(plan.new_per_step[: plan.epoch_steps].sum())
+        section = section.model_copy(
+            update={"kind": "constant", "initial": total / (total + new), "split": "size", "max_mix": 0.99}
+        )
+    return Curriculum(section, plan.steps, config.training.batch_size, index, similarities, sizes)
+
+
+class CurriculumReplayer:
+    """Hands out the ids of a stage's synthetic samples step by step; call `draw` once a step, in order.
+
+    Takes the place of `scheduler.Replayer` where α(t) sets the amounts instead of a memory schedule. `due` are ids
+    that come on top, spread evenly over the stage: the real samples of a refresh (SSR 9.1).
+    """
+
+    last_event: int | None = None
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        config: Config,
+        stage: int,
+        buffer: Buffer,
+        curriculum: Curriculum,
+        due: Sequence[str] = (),
+    ) -> None:
+        self.events: list[Event] = []
+        self.drawn: list[list[str]] = []
+        self.curriculum = curriculum
+        self._plan, self._config, self._stage = plan, config, stage
+        self._pools: dict[str, dict[str, float]] = {}
+        for name, sample in buffer.samples.items():
+            confidence = 1.0 if sample.confidence is None else sample.confidence
+            self._pools.setdefault(sample.task, {})[name] = confidence
+        self._decks: dict[str, list[str]] = {task: [] for task in self._pools}
+        self._passes = dict.fromkeys(self._pools, 0)
+        ends = np.cumsum([0, *due_amounts(len(due), plan.steps)])
+        self._due = [list(due[first:last]) for first, last in pairwise(ends.tolist())]
+
+    @property
+    def pending(self) -> int:
+        """Samples drawn and not yet handed out: none, a step takes what it draws."""
+        return 0
+
+    def draw(self, step: int) -> list[str]:
+        """The ids to mix into local `step` (from 1)."""
+        amount = self.curriculum.amount(int(self._plan.new_per_step[step - 1]), step)
+        shares = self.curriculum.split_amount(amount)
+        ids = [one for task, count in shares.items() for one in self._of_task(task, count, step)]
+        ids += self._due[step - 1]
+        self.events.append(Event(step, self.curriculum.ratio(step), len(ids)))
+        self.drawn.append(ids)
+        return ids
+
+    def weights(self, new: int, replayed: Sequence[Sample]) -> np.ndarray:
+        """Weights (new + r,) of a mixed batch's losses (MATH 4)."""
+        return mixed_loss_weights(new, [sample.confidence for sample in replayed], self._config.curriculum)
+
+    def _of_task(self, task: str, count: int, step: int) -> list[str]:
+        """`count` ids of a task: by confidence anew at each step, or dealt from a shuffled deck, pass after pass."""
+        seed = self._config.seed
+        if self._config.curriculum.draw == "confidence":
+            return draw_samples(self._pools[task], count, "confidence", seed=seed, stage=self._stage, step=step)
+        deck = self._decks[task]
+        while len(deck) < count:
+            self._passes[task] += 1
+            number = PASS_SHIFT + self._passes[task]
+            everything = self._pools[task]
+            deck += draw_samples(everything, len(everything), "uniform", seed=seed, stage=self._stage, step=number)
+        self._decks[task] = deck[count:]
+        return deck[:count]
