@@ -1,0 +1,59 @@
+"""What the model is asked to write, how what it wrote is read, and what teaches it to write (SSR 5; MATH 4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import permutations
+
+from retain.batching import Encoded
+from retain.cards import TaskCard
+from retain.model import LanguageModel
+from retain.sections import SynthesisConfig
+
+Pair = tuple[str, str]  # an input and its answer
+INPUT, OUTPUT = "Input:", "Output:"
+BOUNDARY = re.compile(rf"(?:^|\n)\s*(?={INPUT}|{OUTPUT})|\n\s*\n(?=Task:|Example|Generate )")
+
+
+def writing_prompt(config: SynthesisConfig, card: TaskCard, label: str | None = None) -> str:
+    """The prompt after which the model writes an input (two-stage) or an input and its output (joint)."""
+    description = card.description if label is None else f"{card.description}\nGenerate examples with label: {label}"
+    return config.prompt.replace("{name}", card.name).replace("{description}", description)
+
+
+def shown(pairs: Sequence[Pair]) -> str:
+    """Demonstrations as they stand in a prompt."""
+    return "".join(f"{INPUT} {input}\n{OUTPUT} {answer}\n\n" for input, answer in pairs)
+
+
+def prompts(
+    config: SynthesisConfig, card: TaskCard, labels: Sequence[str | None], demonstrations: Sequence[Pair], first: int
+) -> list[str]:
+    """A prompt for each of `labels` (None: any), which are requests number `first` and on.
+
+    `in-context` shows all demonstrations; `pairs` shows two of them, every ordered pair in turn (Huang et al. 2024).
+    """
+    if config.method == "in-context":
+        text = f"Task: {card.description}\n\n{shown(demonstrations)}Generate a new example:\n{INPUT}"
+        return [text] * len(labels)
+    if config.method == "pairs":
+        ordered = list(permutations(demonstrations, 2)) or [tuple(demonstrations)]
+        chosen = [ordered[(first + k) % len(ordered)] for k in range(len(labels))]
+        return [f"{card.description}\n\n{shown(pairs)}{INPUT}" for pairs in chosen]
+    return [writing_prompt(config, card, label) for label in labels]
+
+
+def read(method: str, text: str) -> Pair:
+    """The input that was written and, where the method writes it too, the output ("" where it is missing)."""
+    input, _, rest = text.partition(f"\n{OUTPUT}")
+    input = BOUNDARY.split(input.strip(), maxsplit=1)[0].strip()
+    return input, BOUNDARY.split(rest.strip(), maxsplit=1)[0].strip() if method == "joint" else ""
+
+
+def writing_sequence(lm: LanguageModel, config: SynthesisConfig, card: TaskCard, input: str, answer: str) -> Encoded:
+    """The sequence whose loss teaches the model to write this input of the task (LAMOL; SSR 5)."""
+    label = answer if config.class_conditioned and card.labels else None
+    prompt = list(lm.tokenizer(writing_prompt(config, card, label)).input_ids)
+    text = f" {input}\n{OUTPUT} {answer}" if config.method == "joint" else f" {input}"
+    return lm.sequence(prompt, [*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id])

@@ -1,0 +1,286 @@
+"""Let the model write samples of a task, keep what passes the filters, and account for the rest (SSR 3, 5)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from retain.cards import TaskCard
+from retain.config import Config
+from retain.generation import Sampling, label_distribution, sample
+from retain.memory.random import uniform
+from retain.model import LanguageModel
+from retain.quality.filters import Candidate
+from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
+from retain.synthesis.prompts import Pair, prompts, read
+from retain.synthesis.scores import consistencies, embeddings, perplexities
+from retain.synthesis.selection import nearest_to_centroids
+from retain.types import Sample
+
+log = logging.getLogger("retain")
+
+HIGH_TEMPERATURE = 1.5  # SSR 7.1's diverse strategy: a third each by temperature, nucleus and top-k
+LEAST_ROUND = 32
+MOST_ROUND = 2048
+INPUTS, ANSWERS, VOTES = range(3)  # what noise is for, in seeds
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written for one task: the kept samples and their scores, and an account of all candidates."""
+
+    task: str
+    asked: int
+    kept: list[Candidate] = field(default_factory=list)
+    generated: int = 0
+    tokens: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    account: str = ""
+
+    def samples(self, card: TaskCard, stage: int) -> list[Sample]:
+        """The kept ones as samples of the task, written in or after `stage`."""
+        return [
+            card.sample(f"{card.name}/synthetic/{stage}/{k}", one.input, one.answer, one.confidence)
+            for k, one in enumerate(self.kept)
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """The account as a line of the journal."""
+        return {
+            "asked": self.asked,
+            "generated": self.generated,
+            "kept": len(self.kept),
+            "dropped": self.dropped,
+            "faults": self.faults,
+            "generated_tokens": self.tokens,
+            "seconds": self.seconds,
+            "account": self.account,
+        }
+
+
+class Writer:
+    """Writes samples of tasks with one model, as the sections `synthesis` and `filters` say."""
+
+    def __init__(self, lm: LanguageModel, config: Config) -> None:
+        self.lm, self.config, self.synthesis = lm, config, config.synthesis
+        self._embedded: dict[str, np.ndarray] = {}
+
+    def write(
+        self, card: TaskCard, count: int, stage: int, demonstrations: Sequence[Pair] = (), number: int = 0
+    ) -> Written:
+        """`count` samples of the task, or as many as pass the filters of at most `max_attempts` times as many.
+
+        A function of (seed, stage, task, number) and the weights. The loop ends early where the yield stays below
+        `min_yield`; the account says what was dropped and what to change.
+        """
+        started, written = time.perf_counter(), Written(card.name, count)
+        seed = (self.config.seed, stage, card.stage, number)
+        limit = count * self.synthesis.max_attempts
+        oversample = 3 if self.config.filters.select == "kmeans" else 1
+        passed: list[Candidate] = []
+        alone, together = Counter(), Funnel([])
+        bar = tqdm(total=count, desc=f"write {card.name}", unit="sample", delay=2, leave=False, disable=None)
+        with bar:
+            while len(together.kept) < count * oversample and written.generated < limit:
+                room = limit - written.generated
+                amount = min(room, _round_size(count * oversample - len(together.kept), len(together.kept), written))
+                candidates = self._candidates(card, amount, (*seed, written.generated), demonstrations, written)
+                funnel = self._filter(candidates, card, stage, ALONE, seed)
+                alone.update(funnel.dropped)
+                written.faults = dict(Counter(written.faults) + Counter(funnel.faults))
+                passed += funnel.survivors
+                together = self._filter(passed, card, stage, TOGETHER, seed)
+                bar.update(min(len(together.kept), count) - bar.n)
+                if written.generated >= 4 * LEAST_ROUND and len(passed) < self.synthesis.min_yield * written.generated:
+                    break
+        written.kept = self._selected(together.survivors, count)
+        written.dropped = {**alone, **together.dropped}
+        written.account = explain(written.dropped, written.generated, self.config.filters, written.faults)
+        written.seconds = time.perf_counter() - started
+        return written
+
+    # ---- candidates ----------------------------------------------------------------------------------
+
+    def _candidates(
+        self, card: TaskCard, amount: int, seed: tuple[int, ...], demonstrations: Sequence[Pair], written: Written
+    ) -> list[Candidate]:
+        """`amount` new candidates; what they took is added to `written`."""
+        labels = _labels_asked(card, amount, seed[-1]) if self.synthesis.class_conditioned else [None] * amount
+        texts = prompts(self.synthesis, card, labels, demonstrations, seed[-1])
+        requests = [list(self.lm.tokenizer(text).input_ids) for text in texts]
+        joint = self.synthesis.method == "joint"
+        length = self.synthesis.max_joint_tokens if joint else self.synthesis.max_input_tokens
+        with self.lm.base() if self.synthesis.method == "pairs" else nullcontext():
+            found = self._sample(requests, length, (*seed, INPUTS), written)
+        written.generated += amount
+        pairs = [read(self.synthesis.method, self._text(one.ids)) for one in found]
+        candidates = [Candidate(input, answer) for input, answer in pairs]
+        if not joint:
+            self._answer(card, candidates, labels, (*seed, ANSWERS), written)
+        return candidates
+
+    def _sample(self, requests, length: int, seed: tuple[int, ...], written: Written):
+        """Texts for the requests (token ids), by one way of sampling or by three in turn."""
+        config = self.synthesis
+        ways = [Sampling(config.temperature, config.top_k, config.top_p, config.repetition_penalty)]
+        if config.sampling == "mixed":
+            penalty = config.repetition_penalty
+            ways = [
+                Sampling(HIGH_TEMPERATURE, 0, 1.0, penalty),
+                Sampling(config.temperature, 0, config.top_p, penalty),
+                Sampling(config.temperature, config.top_k, 1.0, penalty),
+            ]
+        found: list[Any] = [None] * len(requests)
+        for k, way in enumerate(ways):
+            places = range(k, len(requests), len(ways))
+            texts = sample(
+                self.lm,
+                [requests[place] for place in places],
+                way,
+                length,
+                batch_size=config.batch_size,
+                seed=(*seed, k),
+            )
+            for place, text in zip(places, texts, strict=True):
+                found[place] = text
+        written.tokens += sum(text.tokens for text in found)
+        return found
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _answer(
+        self,
+        card: TaskCard,
+        candidates: list[Candidate],
+        labels: Sequence[str | None],
+        seed: tuple[int, ...],
+        written: Written,
+    ) -> None:
+        """Set the answers of candidates that have an input, with their consistency, which comes for free."""
+        asked = [(one, label) for one, label in zip(candidates, labels, strict=True) if one.input]
+        if not asked:
+            return
+        prompts_ids = [self.lm.prompt_ids(card.sample("", one.input, "?")) for one, _ in asked]
+        if card.labels:
+            answers = self._labels(card, prompts_ids, [label for _, label in asked], seed)
+        else:
+            answers = self._free_answers(prompts_ids, seed, written)
+        for (one, _), (answer, consistency) in zip(asked, answers, strict=True):
+            one.answer, one.consistency = answer, consistency
+
+    def _labels(
+        self, card: TaskCard, requests: list[list[int]], asked: Sequence[str | None], seed: tuple[int, ...]
+    ) -> list[tuple[str, float]]:
+        """A label for each prompt and its share of the labels' probability: no text is written for it."""
+        probabilities = np.exp(label_distribution(self.lm, requests, card.labels))
+        if self.synthesis.answers == "greedy":
+            chosen = probabilities.argmax(axis=1)
+        else:
+            noise = uniform(*seed, hashes=np.arange(len(requests), dtype=np.uint64))
+            cumulative = probabilities.cumsum(axis=1)
+            chosen = (cumulative < noise[:, None] * cumulative[:, -1:]).sum(axis=1)
+        places = [k if label is None else card.labels.index(label) for k, label in zip(chosen, asked, strict=True)]
+        return [(card.labels[k], float(row[k])) for k, row in zip(places, probabilities, strict=True)]
+
+    def _free_answers(
+        self, requests: list[list[int]], seed: tuple[int, ...], written: Written
+    ) -> list[tuple[str, float]]:
+        """A written answer for each prompt and exp of its mean token log-probability."""
+        length = self.synthesis.max_output_tokens
+        if self.synthesis.answers == "greedy":
+            found = sample(
+                self.lm, requests, Sampling(top_k=1), length, batch_size=self.synthesis.batch_size, seed=seed
+            )
+            written.tokens += sum(text.tokens for text in found)
+        else:
+            found = self._sample(requests, length, seed, written)
+        return [(self._text(one.ids).strip(), math.exp(one.log_probability / max(one.tokens, 1))) for one in found]
+
+    # ---- filters -------------------------------------------------------------------------------------
+
+    def _filter(self, candidates: list[Candidate], card: TaskCard, stage: int, only, seed) -> Funnel:
+        return filter_candidates(
+            candidates,
+            self.config.filters,
+            card.reference,
+            only=only,
+            stages_since=stage - card.stage,
+            score=lambda left: self._score(card, left),
+            vote=lambda left: self._vote(card, left, seed),
+            embed=self.embed,
+            seed=seed,
+        )
+
+    def _score(self, card: TaskCard, candidates: list[Candidate]) -> None:
+        """Perplexity of the text without a prompt, and consistency where writing did not give it."""
+        base = self.config.filters.perplexity_model == "base"
+        with self.lm.base() if base else nullcontext():
+            values = perplexities(self.lm, [f"{one.input} {one.answer}" for one in candidates])
+        for one, value in zip(candidates, values, strict=True):
+            one.perplexity = float(value)
+        unknown = [one for one in candidates if one.consistency is None]
+        if unknown:
+            samples = [card.sample("", one.input, one.answer) for one in unknown]
+            for one, value in zip(unknown, consistencies(self.lm, samples), strict=True):
+                one.consistency = float(value)
+
+    def _vote(self, card: TaskCard, candidates: list[Candidate], seed: tuple[int, ...]) -> None:
+        """The share of `votes` sampled answers that agree with each candidate's own (MATH 5)."""
+        agree = np.zeros(len(candidates))
+        for vote in range(self.config.filters.votes):
+            others = [Candidate(one.input, "") for one in candidates]
+            self._answer(card, others, [None] * len(others), (*seed, VOTES, vote), Written(card.name, 0))
+            agree += [_same(one.answer, other.answer) for one, other in zip(candidates, others, strict=True)]
+        for one, count in zip(candidates, agree, strict=True):
+            one.votes = float(count / self.config.filters.votes)
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Mean hidden states (N, D) of the untouched model, so that stages are comparable; each text once."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._embedded]
+        if missing:
+            with self.lm.base():
+                self._embedded |= zip(missing, embeddings(self.lm, missing), strict=True)
+        return np.stack([self._embedded[text] for text in texts])
+
+    def _selected(self, candidates: list[Candidate], count: int) -> list[Candidate]:
+        """`count` of the candidates: the first ones, or those nearest to the centers of clusters."""
+        if self.config.filters.select == "first" or len(candidates) <= count:
+            return candidates[:count]
+        chosen = nearest_to_centroids(self.embed([one.input for one in candidates]), count, self.config.seed)
+        return [candidates[k] for k in chosen]
+
+
+def _round_size(missing: int, kept: int, written: Written) -> int:
+    """How many candidates to write next: what is missing over the yield so far."""
+    share = max(kept, 1) / written.generated if written.generated else 0.7
+    return min(max(math.ceil(missing / share), LEAST_ROUND), MOST_ROUND)
+
+
+def _labels_asked(card: TaskCard, amount: int, first: int) -> list[str | None]:
+    """Labels in turn so that any run of requests follows the task's own label shares (SSR 9.7)."""
+    if not card.labels:
+        return [None] * amount
+    target = card.reference.target
+    labels = [label for label in card.labels if target.get(label)]
+    given, asked = dict.fromkeys(labels, 0), []
+    for number in range(1, first + amount + 1):
+        label = max(labels, key=lambda one: target[one] * number - given[one])
+        given[label] += 1
+        asked.append(label)
+    return asked[first:]
+
+
+def _same(one: str, other: str) -> bool:
+    return " ".join(one.lower().split()) == " ".join(other.lower().split())
