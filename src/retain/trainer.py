@@ -21,7 +21,7 @@ from retain.model import LanguageModel
 from retain.scheduler import Replayer, StagePlan
 from retain.schedules import round_amount
 from retain.sections import TrainingConfig
-from retain.strategies.base import Strategy
+from retain.strategies.base import Batch, Strategy
 from retain.types import Sample, Task
 
 LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
@@ -104,7 +104,8 @@ class Optimization:
                 with self.accelerator.autocast():
                     logits = label_logits(self.lm, row)
                     base = row_losses(token_losses(logits, row), row)
-                    each = self.strategy.losses(self.lm.model, row, base, logits)
+                    batch = Batch([samples[member] for member in row.members], row)
+                    each = self.strategy.losses(self.lm.model, batch, base, logits)
                 self.accelerator.backward((each * share[row.members].to(each.dtype)).sum())
                 losses[row.members] = base.detach().double().cpu()
         self._update()
@@ -119,9 +120,10 @@ class Optimization:
             yield
 
     def _update(self) -> None:
+        self.accelerator.unscale_gradients(self.optimizer)  # strategies and clipping see the gradient itself
         self.strategy.adjust_gradients(self.lm.model)
         if self.config.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -140,9 +142,9 @@ def train_stage(
     """Train one task with replay on top. The memory learns only from losses that training computes anyway."""
     task, plan, record = stage.task, stage.plan, StageRecord()
     seed = (config.seed, stage.number)
+    strategy.begin_task(lm.model, task)
     optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed)
     refresh_every = refresh_interval(config.memory.refresh_every, plan.steps)
-    strategy.begin_task(lm.model, task)
     for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
