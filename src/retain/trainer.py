@@ -23,7 +23,7 @@ from retain.rehearsal import CurriculumReplayer
 from retain.scheduler import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
-from retain.strategies.base import Strategy
+from retain.strategies.base import Batch, Strategy
 from retain.types import Sample, Task
 
 LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
@@ -106,7 +106,8 @@ class Optimization:
                 with self.accelerator.autocast():
                     logits = label_logits(self.lm, row)
                     base = row_losses(token_losses(logits, row), row)
-                    each = self.strategy.losses(self.lm.model, row, base, logits)
+                    batch = Batch([samples[m] for m in row.members], row, share[row.members] * len(samples))
+                    each = self.strategy.losses(self.lm.model, batch, base, logits)
                 self.accelerator.backward((each * share[row.members].to(each.dtype)).sum())
                 losses[row.members] = base.detach().double().cpu()
         self._update()
@@ -121,9 +122,10 @@ class Optimization:
             yield
 
     def _update(self) -> None:
+        self.accelerator.unscale_gradients(self.optimizer)  # strategies and clipping see the gradient itself
         self.strategy.adjust_gradients(self.lm.model)
         if self.config.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -142,9 +144,9 @@ def train_stage(
     """Train one task with replay on top. The memory learns only from losses that training computes anyway."""
     task, plan, record = stage.task, stage.plan, StageRecord()
     seed = (config.seed, stage.number)
+    strategy.begin_task(lm.model, task)
     optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed)
     refresh_every = every_steps(config.memory.refresh_every, plan.steps)
-    strategy.begin_task(lm.model, task)
     for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------

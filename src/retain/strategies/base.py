@@ -1,10 +1,75 @@
-"""What a strategy is: four hooks whose defaults are plain fine-tuning."""
+"""What a strategy is: four hooks whose defaults are plain fine-tuning, and what a method may need besides."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from retain.types import Task
+import torch
+from accelerate import Accelerator
+
+from retain.batching import Row
+from retain.buffer import Buffer
+from retain.cards import TaskCard
+from retain.losses import label_logits, make_rows, row_losses, token_losses
+from retain.memory.random import bits, hash_ids
+from retain.model import LanguageModel
+from retain.sections import Section
+from retain.types import Sample, Task
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Batch(NamedTuple):
+    """One forward pass: its samples in the order of `row.members`, where their labels are, and the weight (B,) that
+    each sample's loss gets."""
+
+    samples: Sequence[Sample]
+    row: Row
+    weights: torch.Tensor
+
+
+@dataclass(slots=True)
+class Context:
+    """What a method may use in one stage besides the model's weights. It adds what its own passes read to
+    `probe_tokens`."""
+
+    lm: LanguageModel
+    buffer: Buffer
+    accelerator: Accelerator
+    seed: int
+    stage: int
+    cards: Mapping[str, TaskCard] = field(default_factory=dict)
+    probe_tokens: int = 0
+
+    def rows(self, samples: Sequence[Sample]) -> Iterator[Row]:
+        """The forward passes that cover the samples, without dropout, counted as probes."""
+        sequences = [self.lm.encode(sample) for sample in samples]
+        self.probe_tokens += sum(map(len, sequences))
+        self.lm.model.eval()  # a training step turns dropout on again
+        return make_rows(self.lm, sequences)
+
+    def logits(self, row: Row) -> torch.Tensor:
+        """Logits (K, V) of the row's label tokens, in the run's precision."""
+        with self.accelerator.autocast():
+            return label_logits(self.lm, row)
+
+    def gradient(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """Gradient of the samples' mean loss, one tensor a trained parameter; what training gathered stays."""
+        parameters = self.lm.parameters()
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for row in self.rows(samples):
+            losses = row_losses(token_losses(self.logits(row), row), row)
+            for summed, part in zip(total, torch.autograd.grad(losses.sum() / len(samples), parameters), strict=True):
+                summed += part
+        return total
+
+    def draw(self, samples: Sequence[Sample], count: int, step: int) -> list[Sample]:
+        """`count` of the samples, uniformly, as a function of (seed, stage, step) and their ids."""
+        keys = bits(self.seed, self.stage, step, hashes=hash_ids(sample.id for sample in samples))
+        return [samples[place] for place in keys.argsort(kind="stable")[:count]]
 
 
 class Strategy:
@@ -12,18 +77,18 @@ class Strategy:
 
     Replay is not a strategy class: which samples a batch holds is decided by the schedule and the
     memory before the strategy sees it, so every strategy here combines with every kind of replay.
+    A strategy lives for one stage; what must outlast it goes through `state_dict`.
     """
 
-    def __init__(self, **options: object) -> None:
-        if options:
-            raise TypeError(f"takes no options, got {', '.join(options)}")
+    def __init__(self, options: Section | None = None, context: Context | None = None) -> None:
+        self.options, self.context = options, context
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:
-        """Called once before a task's first step."""
+        """Called once before a task's first step, and before its optimizer is made."""
 
-    def losses(self, model: torch.nn.Module, batch: object, base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def losses(self, model: torch.nn.Module, batch: Batch, base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Per-sample losses (B,), never reduced. `base` (B,) are the token-mean losses, `logits` (K, V)
-        those of the K label tokens of `batch`."""
+        those of the K label tokens of `batch.row`."""
         return base
 
     def adjust_gradients(self, model: torch.nn.Module) -> None:
@@ -31,3 +96,45 @@ class Strategy:
 
     def end_task(self, model: torch.nn.Module, task: Task) -> None:
         """Called once after a task's last step."""
+
+    def state_dict(self) -> Tensors:
+        """What the next stage needs to know, at the end of this one."""
+        return {}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what the last stage left; called before `begin_task`."""
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def snapshot(model: torch.nn.Module) -> Tensors:
+    """A copy of the trained parameters."""
+    return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+
+
+@contextmanager
+def holding(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The model with other values of its trained parameters inside this block; graphs built before stay valid."""
+    parameters = trained(model)
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
+
+
+def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Those of the tensors whose names begin with `prefix` and a slash, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """The tensors with `prefix` and a slash before their names."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
