@@ -92,12 +92,20 @@ class Buffer:
         self.samples = remaining
         self.seen += len(samples)
 
+    def drop(self, ids: Iterable[str]) -> None:
+        """Take samples out, and their memory with them. An id that is not there is an InputError."""
+        gone = set(ids)
+        if unknown := sorted(gone - self.samples.keys()):
+            raise InputError(f"sample {unknown[0]!r} is not in the buffer")
+        self.memory.remove(gone)
+        self.samples = {one: sample for one, sample in self.samples.items() if one not in gone}
+
     def _kept(self, candidates: list[Sample], new: int, stage: int) -> list[str]:
         """The ids that stay, in storage order; the last `new` candidates are the ones that ask for entry."""
         ids = [sample.id for sample in candidates]
         match self.config.admission:
             case "balanced":
-                return _balanced(candidates, self.config.capacity, self.seed)
+                return balanced_choice(candidates, self.config.capacity, self.seed)
             case "reservoir":
                 return self._reservoir(ids[: len(ids) - new], ids[len(ids) - new :], stage)
             case "fifo":
@@ -150,7 +158,7 @@ class Buffer:
         return buffer
 
 
-def _balanced(candidates: list[Sample], capacity: int, seed: int) -> list[str]:
+def balanced_choice(candidates: list[Sample], capacity: int, seed: int) -> list[str]:
     """Each task keeps the samples with the smallest keys, which (seed, id) alone fix."""
     groups: dict[str, list[str]] = {}
     for sample in candidates:

@@ -18,7 +18,8 @@ CARDS_FILE = "tasks.json"
 
 @dataclass(frozen=True, slots=True)
 class TaskCard:
-    """A task without its data. size: its training samples; stage: when it was learned, from 1."""
+    """A task without its data. size: its training samples; stage: when it was learned, from 1; perplexity: the median
+    of its real samples under the model that had just learned it."""
 
     name: str
     description: str
@@ -26,6 +27,7 @@ class TaskCard:
     reference: Reference
     size: int
     stage: int
+    perplexity: float | None = None
 
     @classmethod
     def of(cls, task: Task, stage: int, prompts: Sequence[str] = (), embed: Embed | None = None) -> TaskCard:
@@ -61,6 +63,7 @@ class TaskCard:
             "usual": sorted(known.usual),
             "shares": dict(known.shares),
             "center": center,
+            "perplexity": self.perplexity,
         }
 
     @classmethod
@@ -76,7 +79,15 @@ class TaskCard:
             center=None if center is None else np.asarray(center, dtype=np.float64),
         )
         frame = Frame(**values["frame"])
-        return cls(values["name"], values["description"], frame, reference, values["size"], values["stage"])
+        return cls(
+            values["name"],
+            values["description"],
+            frame,
+            reference,
+            values["size"],
+            values["stage"],
+            values["perplexity"],
+        )
 
     def without_texts(self) -> TaskCard:
         """The card as it is kept: the training texts are forgotten."""

@@ -16,18 +16,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from retain.buffer import Buffer
+from retain.buffer import Buffer, balanced_choice
 from retain.config import Config, make_config
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.losses import sample_losses
 from retain.model import ALIASES, LanguageModel
 from retain.presets import preset_of
+from retain.rehearsal import CurriculumReplayer, pool, stage_curriculum
 from retain.report import write_report
 from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
 from retain.schedules import round_amount
 from retain.sections import TaskConfig
+from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
@@ -35,6 +37,7 @@ from retain.trainer import LOWER_RATE, Stage, StageRecord, Watch, train_stage
 from retain.types import IN_MEMORY, InputError, Task
 
 log = logging.getLogger("retain")
+PROBE = 32  # synthetic samples whose loss an adaptive curriculum looks at
 SPLITS = ("train", "validation", "test")
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
 
@@ -67,8 +70,6 @@ class Learner:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
         chosen = preset_of(config.strategy)
-        if chosen.source:
-            raise InputError(f"strategy: {chosen.source!r} cannot be trained yet; `retain plan` takes it")
         self.started = time.perf_counter()
         self.base, self.dir = base, RunDir(out)
         self.tasks, self.stages = list(tasks or []), []
@@ -150,7 +151,7 @@ class Learner:
     @property
     def _holds_out(self) -> bool:
         """Whether something needs validation samples that a task may not bring itself."""
-        return self.config.training.patience is not None
+        return needs_validation(self.config)
 
     def train(self, task: Task) -> None:
         """Train the next stage, or skip it where it is finished already."""
@@ -163,21 +164,25 @@ class Learner:
             return
         stage = self._stage(number, task)
         buffer, lm = self._buffer(), self.lm
+        synthesis = self._synthesis(task)
         buffer.memory.set_unit(stage.plan.time_unit or 1.0, stage.first_step)
         self._announce(stage)
         with self.dir.finish_row(number, task.name) as folder:
+            if synthesis:
+                synthesis.prepare(number, self._pool(stage), buffer, stage.first_step)
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
-            replayer = self._replayer(stage, buffer)
-            context = Context(lm, buffer, self._accelerator, self.config.seed, number)
-            strategy = build(preset_of(self.config.strategy), context)
+            replayer = self._replayer(stage, buffer, synthesis)
+            cards = synthesis.known(task, number) if synthesis else {}
+            context = Context(lm, buffer, self._accelerator, self.config.seed, number, cards)
+            strategy = build(preset_of(self.config.strategy), context, self.config)
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
             watched: Counter = Counter()
-            watch = Watch(self.dir.log, trace.write, self._after_step(stage, watched))
+            watch = Watch(self.dir.log, trace.write, self._after_step(stage, watched, buffer, replayer))
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
             self._log_events(stage, replayer, buffer)
-            self._remember(stage, buffer, record, trace)
+            self._remember(stage, buffer, record, trace, synthesis, folder)
             lm.save_adapter(folder / "adapter")
             buffer.save(folder / "buffer")
             strategy.save(folder)
@@ -185,13 +190,16 @@ class Learner:
                      "replayed_samples": record.replayed_samples, "replayed_tokens": record.replayed_tokens,
                      "probe_tokens": context.probe_tokens, "seconds": time.perf_counter() - started,
                      **watched}  # fmt: skip
+            if synthesis:
+                costs["generated_tokens"] = synthesis.tokens + costs.get("generated_tokens", 0)
             truncated = sum(lm.encode(sample).truncated for sample in task.train)
             if truncated:
                 log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
                          truncated=truncated, **costs)  # fmt: skip
             self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
-                        last_event=replayer.last_event, steps=record.steps)  # fmt: skip
+                        last_event=replayer.last_event, steps=record.steps,
+                        drifted=synthesis.drifted if synthesis else [])  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
         self._write_results()
 
@@ -202,12 +210,37 @@ class Learner:
         done = sum(self.dir.scores(row)["steps"] for row in self.dir.rows()[1:number])
         return Stage(number, task, plans[number - 1], done)
 
-    def _replayer(self, stage: Stage, buffer: Buffer) -> Replayer:
+    def _synthesis(self, task: Task) -> SelfSynthesis | None:
+        """What the run knows of its past tasks where their data may not be kept; None for stored rehearsal."""
+        if not preset_of(self.config.strategy).source:
+            return None
+        check_descriptions(self.config, [task])
+        return SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if len(self.stages) > 1 else None, self.dir.log)
+
+    def _pool(self, stage: Stage) -> dict[str, int]:
+        past = [(known.name, len(known.train)) for known in self.stages[: stage.number - 1]]
+        return pool(self.config, past, len(stage.task.train))
+
+    def _replayer(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis | None) -> Replayer | CurriculumReplayer:
+        if synthesis and not preset_of(self.config.strategy).replay:
+            return self._curriculum(stage, buffer, synthesis)
         confidences = {
             name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
         }
         last = self.dir.scores(self.dir.rows()[-1]).get("last_event")
         return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last)
+
+    def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
+        """The replayer of a stage whose synthetic share follows α(t)."""
+        section, storage = self.config.curriculum, self.config.storage
+        needed = "similarity" in (section.kind, section.split) and stage.number > 1
+        similarities = synthesis.similarities(stage.task) if needed else None
+        curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, buffer.tasks, similarities)
+        if self.dir.scores(self.dir.rows()[-1]).get("drifted") or synthesis.drifted:
+            curriculum.lower(self.config.monitor.lower_by)
+        real = [name for name, sample in buffer.samples.items() if sample.confidence is None]
+        due = real if storage.mode == "hybrid" and stage.number % storage.refresh_every == 0 else []
+        return CurriculumReplayer(stage.plan, self.config, stage.number, buffer, curriculum, due)
 
     def _announce(self, stage: Stage) -> None:
         plan = stage.plan
@@ -227,13 +260,23 @@ class Learner:
             buffer.seed_with(self._seed)
         return buffer
 
-    def _remember(self, stage: Stage, buffer: Buffer, record: StageRecord, trace: MemoryTrace) -> None:
-        """The end of a stage: refresh what is tracked, then let the stage's own samples in (MATH 1)."""
+    def _remember(
+        self,
+        stage: Stage,
+        buffer: Buffer,
+        record: StageRecord,
+        trace: MemoryTrace,
+        synthesis: SelfSynthesis | None,
+        folder: Path,
+    ) -> None:
+        """The end of a stage: refresh what is tracked, then let the stage's own samples in, or ones written of it."""
         now = stage.first_step + record.steps
         buffer.memory.refresh(now)
         trace.write(now)
         trace.close()
-        if preset_of(self.config.strategy).keeps_buffer:
+        if synthesis:
+            synthesis.remember(stage.task, stage.number, buffer, now, record.losses, folder)
+        elif preset_of(self.config.strategy).keeps_buffer:
             buffer.admit(stage.task.train, now, record.losses, stage.number)
 
     def _log_events(self, stage: Stage, replayer: Replayer, buffer: Buffer) -> None:
@@ -304,14 +347,19 @@ class Learner:
         if row:
             self.lm.load_adapter(newest / "adapter")
 
-    def _after_step(self, stage: Stage, watched: Counter) -> Callable[[int], bool]:
-        """Evaluation every n steps and early stopping, where asked for; what they cost goes into `watched`."""
+    def _after_step(
+        self, stage: Stage, watched: Counter, buffer: Buffer, replayer: Replayer | CurriculumReplayer
+    ) -> Callable[[int], bool]:
+        """Evaluation every n steps, early stopping and an adaptive curriculum, where asked for; what they cost goes
+        into `watched`."""
+        adapt = self._adapt(stage, watched, buffer, replayer)
         every, patience = self.config.evaluation.after, self.config.training.patience
         check = max(1, round_amount(0.1 * stage.plan.steps))
         best, worse = float("inf"), 0
 
         def after_step(step: int) -> bool:
             nonlocal best, worse
+            adapt(step)
             if every != "stage" and step % every == 0:
                 for task in self.tasks:
                     found, _ = evaluate_task(self.lm, task, self.config.evaluation)
@@ -327,6 +375,28 @@ class Learner:
             return worse >= patience
 
         return after_step
+
+    def _adapt(
+        self, stage: Stage, watched: Counter, buffer: Buffer, replayer: Replayer | CurriculumReplayer
+    ) -> Callable[[int], None]:
+        """Show an adaptive curriculum the new task's validation loss and the past tasks' on a few of their samples."""
+        adaptive = isinstance(replayer, CurriculumReplayer) and self.config.curriculum.kind == "adaptive"
+        if not adaptive or not len(buffer):
+            return lambda step: None
+        probe = balanced_choice(list(buffer.samples.values()), PROBE, self.config.seed)
+        new = [self.lm.encode(sample) for sample in stage.task.validation]
+        old = [self.lm.encode(buffer.samples[name]) for name in probe]
+
+        def adapt(step: int) -> None:
+            if step and not replayer.curriculum.check_due(step):
+                return
+            new_loss, old_loss = (float(sample_losses(self.lm, rows).mean()) for rows in (new, old))
+            watched.update(probe_tokens=sum(map(len, [*new, *old])))
+            replayer.curriculum.observe(step, new_loss, old_loss)
+            self.dir.log("curriculum", stage=stage.number, **replayer.curriculum.history[-1])
+
+        adapt(0)
+        return adapt
 
     def _write_results(self) -> dict[str, Any]:
         rows = self.dir.rows()
@@ -352,6 +422,12 @@ class Learner:
                 f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
                 "restore the data, or start anew in another directory with --out"
             )
+
+
+def needs_validation(config: Config) -> bool:
+    """Whether something needs validation samples that a task may not bring itself."""
+    adaptive = preset_of(config.strategy).source is not None and config.curriculum.kind == "adaptive"
+    return adaptive or config.training.patience is not None
 
 
 def relocate(config: Config, base: Path, folder: Path) -> Config:

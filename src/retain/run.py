@@ -14,9 +14,10 @@ from typing import Any
 from retain.config import Config, load_config
 from retain.device import open_model
 from retain.evaluate import evaluate_task
-from retain.learner import Learner
+from retain.learner import Learner, needs_validation
 from retain.presets import preset_of
 from retain.rundir import RunDir
+from retain.selfsynthesis import check_descriptions
 from retain.tasks import load_tasks
 from retain.types import InputError, Task
 
@@ -30,7 +31,9 @@ def run(config: Config, base: Path, out: Path | None = None, base_row: Path | No
     base_row: the scores of the untouched model from another run with the same model and tasks.
     """
     out = base / config.output if out is None else out
-    tasks = load_tasks(config, base, split_validation=config.training.patience is not None)
+    tasks = load_tasks(config, base, split_validation=needs_validation(config))
+    if preset_of(config.strategy).source:
+        check_descriptions(config, tasks)
     learner = Learner.of(config, base, out, tasks)
     if base_row and base_row.is_dir() and not learner.dir.rows():
         shutil.copytree(base_row, learner.dir.stages / base_row.name)

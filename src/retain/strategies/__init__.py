@@ -9,9 +9,9 @@ from retain.strategies.der import DarkExperienceReplay
 from retain.strategies.ewc import Ewc
 from retain.strategies.gem import Gem
 from retain.strategies.l2 import L2
+from retain.strategies.learn_to_write import LearnToWrite
 from retain.strategies.lwf import LearningWithoutForgetting
 from retain.strategies.o_lora import OLora
-from retain.strategies.learn_to_write import LearnToWrite
 from retain.strategies.si import SynapticIntelligence
 
 STRATEGIES: dict[str, type[Strategy]] = {

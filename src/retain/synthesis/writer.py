@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from retain.cards import TaskCard
 from retain.config import Config
-from retain.generation import Sampling, label_distribution, sample
-from retain.memory.random import uniform
+from retain.generation import Sampling, sample
+from retain.likelihood import draw_labels, label_distribution
 from retain.model import LanguageModel
 from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
@@ -184,15 +184,11 @@ class Writer:
         self, card: TaskCard, requests: list[list[int]], asked: Sequence[str | None], seed: tuple[int, ...]
     ) -> list[tuple[str, float]]:
         """A label for each prompt and its share of the labels' probability: no text is written for it."""
-        probabilities = np.exp(label_distribution(self.lm, requests, card.labels))
-        if self.synthesis.answers == "greedy":
-            chosen = probabilities.argmax(axis=1)
-        else:
-            noise = uniform(*seed, hashes=np.arange(len(requests), dtype=np.uint64))
-            cumulative = probabilities.cumsum(axis=1)
-            chosen = (cumulative < noise[:, None] * cumulative[:, -1:]).sum(axis=1)
+        tokens = [self.lm.answer_ids(card.sample("", "?", label), label) for label in card.labels]
+        logs = label_distribution(self.lm, requests, tokens)
+        chosen = logs.argmax(axis=1) if self.synthesis.answers == "greedy" else draw_labels(logs, seed)
         places = [k if label is None else card.labels.index(label) for k, label in zip(chosen, asked, strict=True)]
-        return [(card.labels[k], float(row[k])) for k, row in zip(places, probabilities, strict=True)]
+        return [(card.labels[k], float(np.exp(row[k]))) for k, row in zip(places, logs, strict=True)]
 
     def _free_answers(
         self, requests: list[list[int]], seed: tuple[int, ...], written: Written
@@ -225,9 +221,7 @@ class Writer:
 
     def _score(self, card: TaskCard, candidates: list[Candidate]) -> None:
         """Perplexity of the text without a prompt, and consistency where writing did not give it."""
-        base = self.config.filters.perplexity_model == "base"
-        with self.lm.base() if base else nullcontext():
-            values = perplexities(self.lm, [f"{one.input} {one.answer}" for one in candidates])
+        values = self.perplexities([(one.input, one.answer) for one in candidates])
         for one, value in zip(candidates, values, strict=True):
             one.perplexity = float(value)
         unknown = [one for one in candidates if one.consistency is None]
@@ -235,6 +229,11 @@ class Writer:
             samples = [card.sample("", one.input, one.answer) for one in unknown]
             for one, value in zip(unknown, consistencies(self.lm, samples), strict=True):
                 one.consistency = float(value)
+
+    def perplexities(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Perplexity (N,) of each input and answer, by the generating model or its base."""
+        texts = [f"{input} {answer}" for input, answer in pairs]
+        return perplexities(self.lm, texts, base=self.config.filters.perplexity_model == "base")
 
     def _vote(self, card: TaskCard, candidates: list[Candidate], seed: tuple[int, ...]) -> None:
         """The share of `votes` sampled answers that agree with each candidate's own (MATH 5)."""

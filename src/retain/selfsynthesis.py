@@ -1,0 +1,180 @@
+"""Rehearsal without old data: what is written for which task, when, and what stays of it (SSR 3, 5, 7, 9)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retain.buffer import Buffer, balanced_choice
+from retain.cards import TaskCard, read_cards, write_cards
+from retain.config import Config
+from retain.model import LanguageModel
+from retain.rehearsal import samples_asked
+from retain.store import NAME, read_lines, write_lines
+from retain.synthesis.prompts import Pair, writing_prompt
+from retain.synthesis.watch import drifted, watch
+from retain.synthesis.writer import Writer, Written
+from retain.types import InputError, Task
+
+log = logging.getLogger("retain")
+
+DEMONSTRATIONS = "demonstrations.jsonl"
+Log = Callable[..., None]
+
+
+class SelfSynthesis:
+    """The synthetic side of a run: cards of the tasks so far, demonstrations, and a writer for the current weights.
+
+    `folder`: that of the last finished stage, which says what is known. In storage mode `on-demand` nothing that was
+    written outlives a stage, in `cached` at most `cache_size` samples do, and what a stage lacks is written again at
+    its start, by the model as the last stage left it.
+    """
+
+    def __init__(self, lm: LanguageModel, config: Config, folder: Path | None, log: Log) -> None:
+        self.lm, self.config, self.log = lm, config, log
+        self.cards: dict[str, TaskCard] = {}
+        self.demonstrations: dict[str, list[Pair]] = {}
+        if folder:
+            self.cards = {card.name: card for card in read_cards(folder)}
+            if config.synthesis.demonstrations:
+                for row in read_lines(folder / DEMONSTRATIONS):
+                    self.demonstrations.setdefault(row["task"], []).append((row["input"], row["answer"]))
+        self.drifted: list[str] = []
+        self.tokens = 0
+
+    def known(self, task: Task, stage: int) -> dict[str, TaskCard]:
+        """The cards of the past tasks and, without statistics of its own, of the one that is being learned."""
+        return {**self.cards, task.name: TaskCard.of(task, stage)}
+
+    def prepare(self, stage: int, asked: Mapping[str, int], buffer: Buffer, step: int) -> None:
+        """Before a stage: write what the buffer lacks of the `asked` samples of each past task (cached, on-demand)."""
+        if self.config.storage.mode not in ("cached", "on-demand"):
+            return
+        for task, count in asked.items():
+            missing = count - buffer.tasks.get(task, 0)
+            if missing > 0:
+                written = self._write(self.cards[task], missing, stage, "start")
+                buffer.admit(written.samples(self.cards[task], stage), step, {}, stage)
+
+    def similarities(self, task: Task) -> dict[str, float]:
+        """Cosine of the task's mean embedding to that of each past task, under the untouched model."""
+        writer = Writer(self.lm, self.config)
+        mean = writer.embed([task.frame.input_of(sample) for sample in task.train[:200]]).mean(axis=0)
+        return {name: _cosine(mean, card.reference.center) for name, card in self.cards.items()}
+
+    def remember(
+        self, task: Task, stage: int, buffer: Buffer, step: int, losses: Mapping[str, float], folder: Path
+    ) -> None:
+        """At a stage's end: write its task's samples (all tasks' every k stages) and keep what may be kept."""
+        writer = Writer(self.lm, self.config)
+        real = [(task.frame.input_of(sample), sample.answer) for sample in task.train]
+        prompt = writing_prompt(self.config.synthesis, TaskCard.of(task, stage)).strip()
+        card = TaskCard.of(task, stage, [prompt], writer.embed)
+        if task.description:
+            card = replace(card, perplexity=watch(writer, card, [], real)["perplexity_real"])
+        self.cards[task.name] = card
+        self.demonstrations[task.name] = real[: self.config.synthesis.demonstrations]
+        every = self.config.synthesis.every
+        chosen = list(self.cards.values()) if every and stage % every == 0 else [card]
+        if self.config.storage.mode == "on-demand":
+            chosen = []
+        rows: list[dict[str, Any]] = []
+        for one in chosen:
+            asked = samples_asked(self.config.synthesis.samples, one.size)
+            written = self._write(one, asked, stage, "end", real if one is card else ())
+            samples = written.samples(one, stage)
+            old = [s.id for s in buffer.samples.values() if s.task == one.name and s.confidence is not None]
+            buffer.drop(old)
+            buffer.admit(samples, step, {}, stage)
+            rows += [_row(sample.id, one.name, kept) for sample, kept in zip(samples, written.kept, strict=True)]
+        self._forget(task, buffer, step, losses, stage)
+        self._save(folder, rows)
+
+    def _write(self, card: TaskCard, count: int, stage: int, when: str, real: Sequence[Pair] = ()) -> Written:
+        """Write samples of one task, watch the drift, and log the account."""
+        writer = Writer(self.lm, self.config)
+        written = writer.write(card, count, stage, self.demonstrations.get(card.name, ()))
+        facts = watch(writer, card, written.kept, real)
+        drift = drifted(facts, self.config.monitor)
+        if drift:
+            log.warning("%s: the generator drifts: %s; the synthetic share is lowered", card.name, drift)
+            self.drifted.append(card.name)
+        if len(written.kept) < count:
+            log.warning("%s: %d of %d synthetic samples; %s", card.name, len(written.kept), count, written.account)
+        self.tokens += written.tokens
+        self.log("synthesis", stage=stage, task=card.name, when=when, **written.facts(), drift=facts, drifted=drift)
+        return written
+
+    def _forget(self, task: Task, buffer: Buffer, step: int, losses: Mapping[str, float], stage: int) -> None:
+        """Cut the buffer to what the storage mode keeps; `hybrid` lets some real samples in."""
+        mode = self.config.storage.mode
+        synthetic = [sample for sample in buffer.samples.values() if sample.confidence is not None]
+        if mode in ("cached", "on-demand"):
+            room = self.config.storage.cache_size if mode == "cached" else 0
+            kept = set(balanced_choice(synthetic, room, self.config.seed)) if room else set()
+            buffer.drop(sample.id for sample in synthetic if sample.id not in kept)
+        if mode == "hybrid":
+            old = [s for s in buffer.samples.values() if s.confidence is None and s.task in self.cards]
+            kept = set(balanced_choice([*old, *task.train], self.config.storage.real_samples, self.config.seed))
+            buffer.drop(sample.id for sample in old if sample.id not in kept)
+            buffer.admit([sample for sample in task.train if sample.id in kept], step, losses, stage)
+
+    def _save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+        self.cards = {name: card.without_texts() for name, card in self.cards.items()}
+        write_cards(folder, list(self.cards.values()))
+        if self.config.synthesis.demonstrations:
+            shown = [
+                {"task": task, "input": input, "answer": answer}
+                for task, pairs in self.demonstrations.items()
+                for input, answer in pairs
+            ]
+            write_lines(folder / DEMONSTRATIONS, shown)
+        if rows and self.config.storage.mode in ("stored", "hybrid"):
+            write_lines(folder / NAME, rows, self.config.storage.compression)
+
+
+def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:
+    """Every task that is learned needs a description; a short one is a warning. Raises InputError."""
+    missing = [task.name for task in tasks if task.is_stage and not task.description.strip()]
+    if (missing and "{description}" in config.synthesis.prompt) or (missing and config.synthesis.method != "joint"):
+        raise InputError(
+            f"task {', '.join(missing)}: no description, and synthesis writes samples from it; add "
+            'description: "..." to the task (what comes in, what should come out, in which style)'
+        )
+    for task in tasks:
+        if task.is_stage and task.description and len(task.description.split()) < 4:
+            log.warning(
+                "task %s: the description %r is too short to guide synthesis; say what comes in and what should "
+                "come out",
+                task.name,
+                task.description,
+            )
+        if task.is_stage and config.filters.balance and len({s.choices for s in task.train} - {()}) != 1:
+            raise InputError(
+                f"task {task.name}: filters.balance needs a label set, and its samples have none in common; give "
+                "each row the same `choices`, or set filters.balance: false"
+            )
+
+
+def _row(name: str, task: str, kept: Any) -> dict[str, Any]:
+    return {
+        "id": name,
+        "task": task,
+        "input": kept.input,
+        "answer": kept.answer,
+        "perplexity": kept.perplexity,
+        "consistency": kept.consistency,
+        "votes": kept.votes,
+    }
+
+
+def _cosine(one: np.ndarray, other: np.ndarray | None) -> float:
+    if other is None:
+        return 0.0
+    scale = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / scale if scale else 0.0
