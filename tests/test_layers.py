@@ -49,6 +49,7 @@ LAYERS = {
     "trainer": 4,
     "selfsynthesis": 4,
     "evaluate": 4,
+    "checks": 5,
     "learner": 5,
     "run": 5,
     "compare": 5,

@@ -11,23 +11,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from retain.buffer import Buffer, balanced_choice
+from retain.buffer import Buffer
+from retain.checks import Checks, needs_validation
 from retain.config import Config, make_config
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
-from retain.losses import sample_losses
 from retain.model import ALIASES, LanguageModel
 from retain.presets import preset_of
 from retain.rehearsal import CurriculumReplayer, pool, stage_curriculum
 from retain.report import write_report
 from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
-from retain.schedules import round_amount
 from retain.sections import TaskConfig
 from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
@@ -37,7 +36,6 @@ from retain.trainer import LOWER_RATE, Stage, StageRecord, Watch, train_stage
 from retain.types import IN_MEMORY, InputError, Task
 
 log = logging.getLogger("retain")
-PROBE = 32  # synthetic samples whose loss an adaptive curriculum looks at
 SPLITS = ("train", "validation", "test")
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
 
@@ -177,8 +175,8 @@ class Learner:
             strategy = build(preset_of(self.config.strategy), context, self.config)
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
-            watched: Counter = Counter()
-            watch = Watch(self.dir.log, trace.write, self._after_step(stage, watched, buffer, replayer))
+            checks = Checks(lm, self.config, self.tasks, stage, buffer, replayer, self.dir.log)
+            watch = Watch(self.dir.log, trace.write, checks)
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
             self._log_events(stage, replayer, buffer)
@@ -188,10 +186,9 @@ class Learner:
             strategy.save(folder)
             costs = {"train_seconds": record.train_seconds, "train_tokens": record.train_tokens,
                      "replayed_samples": record.replayed_samples, "replayed_tokens": record.replayed_tokens,
-                     "probe_tokens": context.probe_tokens, "seconds": time.perf_counter() - started,
-                     **watched}  # fmt: skip
-            if synthesis:
-                costs["generated_tokens"] = synthesis.tokens + costs.get("generated_tokens", 0)
+                     "seconds": time.perf_counter() - started}  # fmt: skip
+            spent = checks.costs + Counter(probe_tokens=context.probe_tokens)
+            costs |= spent + Counter(generated_tokens=synthesis.tokens if synthesis else 0)
             truncated = sum(lm.encode(sample).truncated for sample in task.train)
             if truncated:
                 log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)
@@ -347,57 +344,6 @@ class Learner:
         if row:
             self.lm.load_adapter(newest / "adapter")
 
-    def _after_step(
-        self, stage: Stage, watched: Counter, buffer: Buffer, replayer: Replayer | CurriculumReplayer
-    ) -> Callable[[int], bool]:
-        """Evaluation every n steps, early stopping and an adaptive curriculum, where asked for; what they cost goes
-        into `watched`."""
-        adapt = self._adapt(stage, watched, buffer, replayer)
-        every, patience = self.config.evaluation.after, self.config.training.patience
-        check = max(1, round_amount(0.1 * stage.plan.steps))
-        best, worse = float("inf"), 0
-
-        def after_step(step: int) -> bool:
-            nonlocal best, worse
-            adapt(step)
-            if every != "stage" and step % every == 0:
-                for task in self.tasks:
-                    found, _ = evaluate_task(self.lm, task, self.config.evaluation)
-                    self.dir.log("check", stage=stage.number, step=step, task=task.name, **found.to_dict())
-                    watched.update(eval_tokens=found.eval_tokens, generated_tokens=found.generated_tokens)
-            if patience is None or step % check:
-                return False
-            held_out = [self.lm.encode(sample) for sample in stage.task.validation]
-            loss = float(sample_losses(self.lm, held_out).mean())
-            watched.update(eval_tokens=sum(map(len, held_out)))
-            best, worse = (loss, 0) if loss < best else (best, worse + 1)
-            self.dir.log("validation", stage=stage.number, step=step, task=stage.task.name, loss=loss)
-            return worse >= patience
-
-        return after_step
-
-    def _adapt(
-        self, stage: Stage, watched: Counter, buffer: Buffer, replayer: Replayer | CurriculumReplayer
-    ) -> Callable[[int], None]:
-        """Show an adaptive curriculum the new task's validation loss and the past tasks' on a few of their samples."""
-        adaptive = isinstance(replayer, CurriculumReplayer) and self.config.curriculum.kind == "adaptive"
-        if not adaptive or not len(buffer):
-            return lambda step: None
-        probe = balanced_choice(list(buffer.samples.values()), PROBE, self.config.seed)
-        new = [self.lm.encode(sample) for sample in stage.task.validation]
-        old = [self.lm.encode(buffer.samples[name]) for name in probe]
-
-        def adapt(step: int) -> None:
-            if step and not replayer.curriculum.check_due(step):
-                return
-            new_loss, old_loss = (float(sample_losses(self.lm, rows).mean()) for rows in (new, old))
-            watched.update(probe_tokens=sum(map(len, [*new, *old])))
-            replayer.curriculum.observe(step, new_loss, old_loss)
-            self.dir.log("curriculum", stage=stage.number, **replayer.curriculum.history[-1])
-
-        adapt(0)
-        return adapt
-
     def _write_results(self) -> dict[str, Any]:
         rows = self.dir.rows()
         known = self.dir.scores(rows[0])["scores"] if rows else {}
@@ -422,12 +368,6 @@ class Learner:
                 f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
                 "restore the data, or start anew in another directory with --out"
             )
-
-
-def needs_validation(config: Config) -> bool:
-    """Whether something needs validation samples that a task may not bring itself."""
-    adaptive = preset_of(config.strategy).source is not None and config.curriculum.kind == "adaptive"
-    return adaptive or config.training.patience is not None
 
 
 def relocate(config: Config, base: Path, folder: Path) -> Config:

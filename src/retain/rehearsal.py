@@ -101,8 +101,9 @@ class CurriculumReplayer:
         shares = self.curriculum.split_amount(amount)
         ids = [one for task, count in shares.items() for one in self._of_task(task, count, step)]
         ids += self._due[step - 1]
-        self.events.append(Event(step, self.curriculum.ratio(step), len(ids)))
-        self.drawn.append(ids)
+        if self._pools:
+            self.events.append(Event(step, self.curriculum.ratio(step), len(ids)))
+            self.drawn.append(ids)
         return ids
 
     def weights(self, new: int, replayed: Sequence[Sample]) -> np.ndarray:

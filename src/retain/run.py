@@ -11,10 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from retain.checks import needs_validation
 from retain.config import Config, load_config
 from retain.device import open_model
 from retain.evaluate import evaluate_task
-from retain.learner import Learner, needs_validation
+from retain.learner import Learner
 from retain.presets import preset_of
 from retain.rundir import RunDir
 from retain.selfsynthesis import check_descriptions

@@ -17,6 +17,7 @@ from retain.types import InputError
 ALONE = ("heuristics", "memorization", "consistency", "perplexity", "self_consistency")
 TOGETHER = ("keep_ratio", "diversity", "balance")
 ADVICE = {
+    "unreadable": "describe the task more closely or raise synthesis.generator_weight, so that whole samples come out",
     "heuristics": "describe the task more closely or raise synthesis.generator_weight; filters.min_words or "
     "filters.heuristics: false loosens it",
     "memorization": "raise synthesis.temperature, or filters.memorization to allow more overlap",
@@ -123,7 +124,7 @@ def explain(dropped: Mapping[str, int], generated: int, config: FiltersConfig, f
 
 
 def _limit(name: str, config: FiltersConfig) -> str:
-    value = getattr(config, name)
+    value = getattr(config, name, None)
     return "" if isinstance(value, bool) or value is None else f" ({value:g})"
 
 

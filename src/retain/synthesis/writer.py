@@ -105,7 +105,7 @@ class Writer:
                 if written.generated >= 4 * LEAST_ROUND and len(passed) < self.synthesis.min_yield * written.generated:
                     break
         written.kept = self._selected(together.survivors, count)
-        written.dropped = {**alone, **together.dropped}
+        written.dropped |= {**alone, **together.dropped}
         written.account = explain(written.dropped, written.generated, self.config.filters, written.faults)
         written.seconds = time.perf_counter() - started
         return written
@@ -128,7 +128,9 @@ class Writer:
         candidates = [Candidate(input, answer) for input, answer in pairs]
         if not joint:
             self._answer(card, candidates, labels, (*seed, ANSWERS), written)
-        return candidates
+        whole = [one for one in candidates if one.input and one.answer]
+        written.dropped["unreadable"] = written.dropped.get("unreadable", 0) + amount - len(whole)
+        return whole
 
     def _sample(self, requests, length: int, seed: tuple[int, ...], written: Written):
         """Texts for the requests (token ids), by one way of sampling or by three in turn."""

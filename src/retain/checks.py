@@ -1,0 +1,83 @@
+"""What a run looks at inside a stage: scores every n steps, early stopping, and an adaptive curriculum."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from retain.buffer import Buffer, balanced_choice
+from retain.config import Config
+from retain.evaluate import evaluate_task
+from retain.losses import sample_losses
+from retain.model import LanguageModel
+from retain.presets import preset_of
+from retain.rehearsal import CurriculumReplayer
+from retain.scheduler import Replayer
+from retain.schedules import every_steps
+from retain.trainer import Stage
+from retain.types import Sample, Task
+
+PROBE = 32  # synthetic samples whose loss an adaptive curriculum looks at
+VALIDATE_EVERY = 0.1  # of a stage, for early stopping
+
+
+def needs_validation(config: Config) -> bool:
+    """Whether something needs validation samples that a task may not bring itself."""
+    adaptive = preset_of(config.strategy).source is not None and config.curriculum.kind == "adaptive"
+    return adaptive or config.training.patience is not None
+
+
+class Checks:
+    """Called after each step of one stage; answers whether the stage should end. `costs` is what it took."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: Config,
+        tasks: Sequence[Task],
+        stage: Stage,
+        buffer: Buffer,
+        replayer: Replayer | CurriculumReplayer,
+        log: Callable[..., None],
+    ) -> None:
+        self.lm, self.config, self.tasks, self.stage, self.log = lm, config, tasks, stage, log
+        self.costs: Counter[str] = Counter()
+        self._best, self._worse = float("inf"), 0
+        adaptive = isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive" and len(buffer)
+        self._curriculum = replayer.curriculum if adaptive else None
+        if self._curriculum:
+            names = balanced_choice(list(buffer.samples.values()), PROBE, config.seed)
+            self._past = [buffer.samples[name] for name in names]
+            self._adapt(0)
+
+    def __call__(self, step: int) -> bool:
+        """After local `step`: True if the validation loss has not improved `patience` times in a row."""
+        if self._curriculum and self._curriculum.check_due(step):
+            self._adapt(step)
+        if self.config.evaluation.after != "stage" and step % self.config.evaluation.after == 0:
+            self._score(step)
+        due = every_steps(VALIDATE_EVERY, self.stage.plan.steps)
+        return self.config.training.patience is not None and step % due == 0 and self._stop(step)
+
+    def _adapt(self, step: int) -> None:
+        """Show the curriculum the new task's validation loss and the past tasks' on a few of their samples."""
+        new, old = (self._loss(samples, "probe_tokens") for samples in (self.stage.task.validation, self._past))
+        self._curriculum.observe(step, new, old)
+        self.log("curriculum", stage=self.stage.number, **self._curriculum.history[-1])
+
+    def _score(self, step: int) -> None:
+        for task in self.tasks:
+            found, _ = evaluate_task(self.lm, task, self.config.evaluation)
+            self.log("check", stage=self.stage.number, step=step, task=task.name, **found.to_dict())
+            self.costs.update(eval_tokens=found.eval_tokens, generated_tokens=found.generated_tokens)
+
+    def _stop(self, step: int) -> bool:
+        loss = self._loss(self.stage.task.validation, "eval_tokens")
+        self._best, self._worse = (loss, 0) if loss < self._best else (self._best, self._worse + 1)
+        self.log("validation", stage=self.stage.number, step=step, task=self.stage.task.name, loss=loss)
+        return self._worse >= self.config.training.patience
+
+    def _loss(self, samples: Sequence[Sample], cost: str) -> float:
+        sequences = [self.lm.encode(sample) for sample in samples]
+        self.costs.update({cost: sum(map(len, sequences))})
+        return float(sample_losses(self.lm, sequences).mean())
