@@ -43,6 +43,8 @@ LAYERS = {
     "batching": 2,
     "losses": 2,
     "device": 2,
+    "sampling": 2,
+    "likelihood": 2,
     "generation": 2,
     "synthesis": 2,
     "slots": 2,
