@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_losses import language_model
 
-from retain.evaluate import Candidate, _candidates, _prompts, draft, evaluate_task
+from retain.evaluate import draft, evaluate_task
 from retain.generation import greedy, until_stop
+from retain.likelihood import Candidate, choice_ids, cut_prompts, score_answers
 from retain.sections import EvaluationConfig
 from retain.types import Sample, Task
 
@@ -93,7 +94,7 @@ def test_a_long_answer_limit_leaves_the_prompt_in_place(lm, limit):
 def test_choices_of_different_length_are_compared_behind_one_prompt(lm):
     lm.max_length = 32
     sample = Sample("c/0", "c", "p" * 60, "a", choices=("a", "b" * 12))
-    [prompt] = _prompts(lm, [sample], limit=13)
-    [candidates], _ = _candidates(lm, [sample], [prompt])
+    [prompt] = cut_prompts(lm, [sample], limit=13)
+    [candidates], _ = score_answers(lm, [prompt], [choice_ids(lm, sample)])
     assert len(prompt) == 32 - 13
     assert [len(c.targets) for c in candidates] == [2, 13]

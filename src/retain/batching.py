@@ -98,6 +98,20 @@ def split_rows(
     return rows
 
 
+def split_padded(
+    lengths: Sequence[int], max_members: int | None = None, row_tokens: int = ROW_TOKENS
+) -> list[list[int]]:
+    """Indices of sequences of the given lengths, longest first, cut where a padded batch would exceed `row_tokens`
+    tokens or `max_members` sequences. A longer sequence gets a batch of its own."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        full = batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > row_tokens
+        if not batches or full or len(batches[-1]) == max_members:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Number of leading tokens that a and b share."""
     n = min(len(a), len(b))

@@ -9,17 +9,14 @@ tree are generated token by token, from where they left it.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from retain.batching import Encoded
 from retain.generation import greedy, until_stop
-from retain.losses import label_logits, make_rows, token_losses
+from retain.likelihood import Candidate, choice_ids, cut_prompts, score_answers
 from retain.metrics import METRICS
 from retain.model import LanguageModel
 from retain.sections import EvaluationConfig
@@ -44,15 +41,6 @@ class TaskScores:
         return asdict(self)
 
 
-@dataclass(slots=True)
-class Candidate:
-    """One possible answer to one test sample, with what the model thinks of it."""
-
-    targets: list[int]
-    losses: np.ndarray
-    best: list[int]
-
-
 def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tuple[TaskScores, list[dict]]:
     """Scores on `task.test` and one prediction record a sample."""
     started = time.perf_counter()
@@ -62,8 +50,8 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
     lm.model.eval()
     for first in tqdm(batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None):
         chunk = task.test[first : first + config.batch_size]
-        prompts = _prompts(lm, chunk, limit)
-        candidates, seen = _candidates(lm, chunk, prompts)
+        prompts = cut_prompts(lm, chunk, limit)
+        candidates, seen = score_answers(lm, prompts, [choice_ids(lm, sample) for sample in chunk])
         answers, extra = _answers(lm, prompts, candidates, limit)
         records += [
             _record(task, sample, answer, candidates[i])
@@ -87,52 +75,6 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
 def _longest_answer(lm: LanguageModel, samples: Sequence[Sample]) -> int:
     texts = [text for sample in samples for text in (sample.answer, *sample.accepted, *sample.choices)]
     return 1 + max(len(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
-
-
-def _prompts(lm: LanguageModel, samples: Sequence[Sample], limit: int) -> list[list[int]]:
-    """The prompt of each sample, cut so that its longest choice and `limit` tokens fit behind it.
-
-    Draft, likelihood and generation all see this same prompt.
-    """
-    prompts = []
-    for sample in samples:
-        longest = max(len(lm.answer_ids(sample, text)) for text in sample.choices or (sample.answer,))
-        room = min(max(limit, longest), lm.max_length // 2)
-        prompts.append(lm.prompt_ids(sample)[: lm.max_length - room])
-    return prompts
-
-
-def _candidates(
-    lm: LanguageModel, samples: Sequence[Sample], prompts: Sequence[list[int]]
-) -> tuple[list[list[Candidate]], int]:
-    """Every choice (or else the answer) of every sample, scored in one pass; and the tokens it took."""
-    sequences: list[Encoded] = []
-    owners: list[int] = []
-    for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
-        for text in sample.choices or (sample.answer,):
-            sequences.append(lm.sequence(prompt, lm.answer_ids(sample, text)))
-            owners.append(i)
-    losses: dict[int, list[float]] = defaultdict(list)
-    best: dict[int, list[int]] = defaultdict(list)
-    tokens = 0
-    with torch.no_grad():
-        for row in make_rows(lm, sequences):
-            logits = label_logits(lm, row)
-            found = zip(
-                row.owners.tolist(),
-                token_losses(logits, row).tolist(),
-                logits.argmax(-1).tolist(),
-                strict=True,
-            )
-            for owner, loss, token in found:
-                losses[row.members[owner]].append(loss)
-                best[row.members[owner]].append(token)
-            tokens += row.tokens
-    grouped: list[list[Candidate]] = [[] for _ in samples]
-    for k, (sequence, owner) in enumerate(zip(sequences, owners, strict=True)):
-        targets = [t for t, label in zip(sequence.ids, sequence.labels, strict=True) if label]
-        grouped[owner].append(Candidate(targets, np.asarray(losses[k]), best[k]))
-    return grouped, tokens
 
 
 def draft(candidates: Sequence[Candidate], stop_ids: Sequence[int], limit: int) -> tuple[list[int], bool]:

@@ -1,12 +1,21 @@
-"""Greedy continuation of prompts."""
+"""Write texts: greedy continuation, and sampling in a batch whose slots are filled again as texts end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 
+import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
+from retain.batching import split_padded
+from retain.memory.random import uniform
 from retain.model import LanguageModel
+from retain.sampling import Sampling, draw_tokens
+from retain.slots import Prefix, Slots, prefill
 
 
 @torch.no_grad()
@@ -34,3 +43,144 @@ def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     """The tokens before the first stop token."""
     end = next((k for k, token in enumerate(ids) if token in stop_ids), len(ids))
     return ids[:end]
+
+
+@dataclass(slots=True)
+class Generated:
+    """A text that was written: its tokens without the one that ended it, and whether one did.
+
+    log_probability: log p(text | prompt) in nats under the unwarped distribution, the ending token included.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    finished: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens drawn, the ending one included."""
+        return len(self.ids) + self.finished
+
+
+@dataclass(slots=True)
+class _Request:
+    index: int
+    prompt: tuple[int, ...]
+    limit: int
+    text: Generated = field(default_factory=Generated)
+
+    @property
+    def done(self) -> bool:
+        return self.text.finished or len(self.text.ids) == self.limit
+
+
+def sample(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    *,
+    batch_size: int = 32,
+    seed: tuple[int, ...] = (0,),
+    stop: Collection[int] | None = None,
+) -> list[Generated]:
+    """A text drawn for each prompt (token ids), of at most `max_new_tokens` and what `lm.max_length` leaves.
+
+    A text ends with a token of `stop` (default: `lm.stop_ids`). Texts that end make room for others, equal prompts
+    are computed once. The noise of a token is a function of (seed, index of its prompt, place in the text), so a
+    text does not depend on batch size, slot or order (but for rounding in batched matrix products).
+    """
+    if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
+        raise ValueError(f"prompts[{empty[0]}] is empty; a text needs at least one token to begin from")
+    stop = frozenset(lm.stop_ids if stop is None else stop)
+    requests = [_Request(i, tuple(p), min(max_new_tokens, lm.max_length - len(p))) for i, p in enumerate(prompts)]
+    waiting = sorted((r for r in requests if r.limit > 0), key=lambda r: (-len(r.prompt), r.prompt))
+    longest = max((len(r.prompt) + r.limit for r in waiting), default=0)
+    batch = _Batch(lm, sampling, seed, stop, Slots(batch_size, longest))
+    lm.model.eval()
+    with torch.inference_mode(), merged(lm):
+        source = _prefilled(lm, waiting, batch_size)
+        batch.fill(source)
+        while batch.active:
+            batch.step()
+            batch.fill(source)
+    return [request.text for request in requests]
+
+
+def _prefilled(lm: LanguageModel, requests: Sequence[_Request], at_once: int) -> Iterator[tuple[_Request, Prefix, int]]:
+    """Each request and where the keys and values of its prompt are. Equal prompts must be neighbors."""
+    groups = [list(group) for _, group in groupby(requests, key=lambda r: r.prompt)]
+    for indices in split_padded([len(group[0].prompt) for group in groups], at_once):
+        prefix = prefill(lm, [groups[i][0].prompt for i in indices])
+        for row, i in enumerate(indices):
+            for request in groups[i]:
+                yield request, prefix, row
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The requests that are being written, one a slot."""
+
+    lm: LanguageModel
+    sampling: Sampling
+    seed: tuple[int, ...]
+    stop: frozenset[int]
+    slots: Slots
+    active: list[_Request] = field(default_factory=list)
+
+    def fill(self, source: Iterator[tuple[_Request, Prefix, int]]) -> None:
+        """Give free slots to new requests, and draw the first token of each."""
+        while new := list(islice(source, self.slots.size - len(self.active))):
+            for request, prefix, row in new:
+                self.slots.add(prefix, row)
+                self.active.append(request)
+            self._draw(torch.stack([prefix.logits[row] for _, prefix, row in new]), len(self.active) - len(new))
+
+    def step(self) -> None:
+        """Draw the next token of each request."""
+        self._draw(self.slots.step(self.lm, [request.text.ids[-1] for request in self.active]), 0)
+
+    def _draw(self, logits: torch.Tensor, first: int) -> None:
+        """A token for each request from `first` on; who is done leaves."""
+        requests = self.active[first:]
+        places = np.array([(r.index << 32) + len(r.text.ids) for r in requests], dtype=np.uint64)
+        noise = torch.from_numpy(uniform(*self.seed, hashes=places)).to(logits.device)
+        seen = [(*r.prompt, *r.text.ids) for r in requests] if self.sampling.repetition_penalty != 1 else ()
+        tokens, log_probabilities = draw_tokens(logits, self.sampling, noise, seen)
+        for request, token, log_probability in zip(requests, tokens, log_probabilities, strict=True):
+            request.text.log_probability += log_probability
+            if token in self.stop:
+                request.text.finished = True
+            else:
+                request.text.ids.append(token)
+        for row in reversed(range(first, len(self.active))):
+            if self.active[row].done:
+                self.slots.remove(row)
+                self.active[row] = self.active[-1]
+                self.active.pop()
+
+
+@contextmanager
+def merged(lm: LanguageModel) -> Iterator[None]:
+    """Inside this block the adapter is part of the weights, which makes every product cheaper.
+
+    The weights are merged copies; afterwards the model has its own tensors back, not one bit changed.
+    """
+    layers = [module for module in lm.model.modules() if isinstance(module, BaseTunerLayer)]
+    bases = [layer.get_base_layer() for layer in layers]
+    kept = [(parameter, parameter.data) for base in bases for parameter in base.parameters()]
+    if any(layer.disable_adapters or layer.merged for layer in layers) or not all(
+        data.is_floating_point() for _, data in kept
+    ):
+        yield
+        return
+    try:
+        for parameter, data in kept:
+            parameter.data = data.clone()
+        lm.model.merge_adapter()
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
+        for parameter, data in kept:
+            parameter.data = data

@@ -25,6 +25,7 @@ from retain import attention
 from retain.batching import Encoded, truncate
 from retain.cache import cache_folder
 from retain.config import Config
+from retain.linear import mkl_is_slow, use_onednn
 from retain.presets import OsfOptions, preset_of
 from retain.sections import LoraConfig, ModelConfig
 from retain.types import InputError, Sample
@@ -222,6 +223,8 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
         log.warning("training.max_length %d is cut to the model's %d positions", config.training.max_length, limit)
     osf = dict(preset_of(config.strategy).regularizers).get("osf")
     adapted = _attach_lora(model, config.lora, config.seed, osf)
+    if mkl_is_slow():
+        use_onednn(adapted)
     return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
 
 
