@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from retain.cards import TaskCard
 from retain.config import Config
-from retain.generation import Sampling, sample
+from retain.generation import sample
 from retain.likelihood import draw_labels, label_distribution
 from retain.model import LanguageModel
 from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
+from retain.sampling import Sampling
 from retain.synthesis.prompts import Pair, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import nearest_to_centroids
