@@ -32,6 +32,7 @@ LAYERS = {
     "rundir": 1,
     "trace": 1,
     "attention": 2,
+    "linear": 2,
     "model": 2,
     "batching": 2,
     "losses": 2,

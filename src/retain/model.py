@@ -24,6 +24,7 @@ from retain import attention
 from retain.batching import Encoded, truncate
 from retain.cache import cache_folder
 from retain.config import Config, LoraConfig, ModelConfig
+from retain.linear import mkl_is_slow, use_onednn
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
@@ -180,6 +181,8 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
     if limit < config.training.max_length:
         log.warning("training.max_length %d is cut to the model's %d positions", config.training.max_length, limit)
     adapted = _attach_lora(model, config.lora, config.seed)
+    if mkl_is_slow():
+        use_onednn(adapted)
     return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
 
 
