@@ -37,8 +37,8 @@ from retain.types import Sample
 BATCH = 8
 
 
-def read_samples(data: Path, per_task: int = 48) -> list[Sample]:
-    """The first samples of both tasks, taken in turns, so that batches are mixed."""
+def read_samples(data: Path, order: str = "tasks", per_task: int = 48) -> list[Sample]:
+    """The first samples of both tasks: one task after the other, or taken in turns."""
     found = []
     for task in ("sst2", "ag_news"):
         lines = (data / task / "train.jsonl").read_text(encoding="utf-8").splitlines()[:per_task]
@@ -49,7 +49,7 @@ def read_samples(data: Path, per_task: int = 48) -> list[Sample]:
                 for k, r in enumerate(rows)
             ]
         )
-    return [sample for pair in zip(*found, strict=True) for sample in pair]
+    return sum(found, []) if order == "tasks" else [sample for pair in zip(*found, strict=True) for sample in pair]
 
 
 def ours(samples: list[Sample]) -> float:
@@ -65,8 +65,8 @@ def ours(samples: list[Sample]) -> float:
     return time.perf_counter() - started
 
 
-def trl(samples: list[Sample]) -> float:
-    """Seconds TRL reports for its training loop."""
+def trl(samples: list[Sample], sampling: str) -> float:
+    """Seconds TRL reports for its training loop; `sampling` is "random" (its default) or "sequential"."""
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
@@ -78,6 +78,7 @@ def trl(samples: list[Sample]) -> float:
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
             learning_rate=1e-3,
+            train_sampling_strategy=sampling,
             bf16=False,
             gradient_checkpointing=False,
             packing=False,
@@ -98,7 +99,7 @@ def trl(samples: list[Sample]) -> float:
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:
-    """Measured speed of a square float32 matrix product, in GFLOP/s: PyTorch's choice, or oneDNN if that is faster."""
+    """Measured speed of a square float32 matrix product, in GFLOP/s, by the library our loop uses."""
     product = torch.nn.Linear(size, size, bias=False).requires_grad_(False)
     if mkl_is_slow():
         use_onednn(product)
@@ -115,9 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RETAIN_DATA", "../shared/data")))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--order", choices=["tasks", "mixed"], default="tasks", help="what our loop is given")
+    parser.add_argument("--trl-sampling", choices=["random", "sequential"], default="random")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    samples = read_samples(arguments.data)
+    samples = read_samples(arguments.data, arguments.order)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     tokens = sum(len(tokenizer(s.prompt + s.answer).input_ids) + 1 for s in samples)
     model = AutoModelForCausalLM.from_pretrained(embedded_model())
@@ -126,7 +129,7 @@ def main() -> None:
     speeds, ratios, shares = [], [], []
     for k in range(arguments.rounds):
         limit = matmul_gflops() * 1e9 / (4 * weights)
-        mine, theirs = tokens / ours(samples), tokens / trl(samples)
+        mine, theirs = tokens / ours(samples), tokens / trl(samples, arguments.trl_sampling)
         speeds.append(mine)
         ratios.append(mine / theirs)
         shares.append(mine / limit)

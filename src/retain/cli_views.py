@@ -36,7 +36,7 @@ def calendar(plan: dict[str, Any]) -> RenderableType:
     for number, stage in enumerate(plan["stages"], start=1):
         unit = stage["time_unit"]
         head = [str(number), stage["task"], str(stage["steps"]), "-" if unit is None else f"{unit:.3g}"]
-        rows = _event_rows(stage["events"]) or [["never", "", ""]]
+        rows = _event_rows(stage["events"]) or [["never" if unit is None else "none planned", "", ""]]
         for row in rows:
             table.add_row(*head, *row)
             head = [""] * 4
