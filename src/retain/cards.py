@@ -18,8 +18,8 @@ CARDS_FILE = "tasks.json"
 
 @dataclass(frozen=True, slots=True)
 class TaskCard:
-    """A task without its data. size: its training samples; stage: when it was learned, from 1; perplexity: the median
-    of its real samples under the model that had just learned it."""
+    """A task without its data. size: its training samples; stage: when it was learned, from 1; perplexity and
+    perplexity_limit: median and 95th percentile of its real samples under the model that had just learned it."""
 
     name: str
     description: str
@@ -28,6 +28,7 @@ class TaskCard:
     size: int
     stage: int
     perplexity: float | None = None
+    perplexity_limit: float | None = None
 
     @classmethod
     def of(cls, task: Task, stage: int, prompts: Sequence[str] = (), embed: Embed | None = None) -> TaskCard:
@@ -64,6 +65,7 @@ class TaskCard:
             "shares": dict(known.shares),
             "center": center,
             "perplexity": self.perplexity,
+            "perplexity_limit": self.perplexity_limit,
         }
 
     @classmethod
@@ -78,16 +80,8 @@ class TaskCard:
             shares=dict(values["shares"]),
             center=None if center is None else np.asarray(center, dtype=np.float64),
         )
-        frame = Frame(**values["frame"])
-        return cls(
-            values["name"],
-            values["description"],
-            frame,
-            reference,
-            values["size"],
-            values["stage"],
-            values["perplexity"],
-        )
+        plain = {key: values[key] for key in ("name", "description", "size", "stage", "perplexity", "perplexity_limit")}
+        return cls(frame=Frame(**values["frame"]), reference=reference, **plain)
 
     def without_texts(self) -> TaskCard:
         """The card as it is kept: the training texts are forgotten."""

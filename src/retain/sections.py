@@ -227,7 +227,7 @@ class FiltersConfig(Section):
 
     heuristics: bool = True
     min_words: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    perplexity: Positive | None = 100.0
+    perplexity: Positive | Literal["auto"] | None = 100.0
     perplexity_model: Literal["generator", "base"] = "generator"
     consistency: Probability | None = 0.5
     self_consistency: Probability | None = None

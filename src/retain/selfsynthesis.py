@@ -17,7 +17,7 @@ from retain.model import LanguageModel
 from retain.rehearsal import samples_asked
 from retain.store import NAME, read_lines, write_lines
 from retain.synthesis.prompts import Pair, writing_prompt
-from retain.synthesis.watch import drifted, watch
+from retain.synthesis.watch import drifted, real_perplexities, watch
 from retain.synthesis.writer import Writer, Written
 from retain.types import InputError, Task
 
@@ -74,9 +74,7 @@ class SelfSynthesis:
         writer = Writer(self.lm, self.config)
         real = [(task.frame.input_of(sample), sample.answer) for sample in task.train]
         prompt = writing_prompt(self.config.synthesis, TaskCard.of(task, stage)).strip()
-        card = TaskCard.of(task, stage, [prompt], writer.embed)
-        if task.description:
-            card = replace(card, perplexity=watch(writer, card, [], real)["perplexity_real"])
+        card = replace(TaskCard.of(task, stage, [prompt], writer.embed), **real_perplexities(writer, real))
         self.cards[task.name] = card
         self.demonstrations[task.name] = real[: self.config.synthesis.demonstrations]
         every = self.config.synthesis.every

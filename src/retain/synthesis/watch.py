@@ -53,6 +53,15 @@ def drifted(facts: dict[str, Any], config: MonitorConfig) -> str | None:
     return None
 
 
+def real_perplexities(writer: Writer, real: Sequence[Pair]) -> dict[str, float | None]:
+    """Median and 95th percentile of the perplexity of real samples, as a card keeps them."""
+    values = writer.perplexities(real[:MOST])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {}
+    return {"perplexity": float(np.median(values)), "perplexity_limit": float(np.quantile(values, 0.95))}
+
+
 def _median(writer: Writer, pairs: Sequence[Pair]) -> float | None:
     values = writer.perplexities(pairs)
     values = values[np.isfinite(values)]

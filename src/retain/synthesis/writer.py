@@ -210,9 +210,12 @@ class Writer:
     # ---- filters -------------------------------------------------------------------------------------
 
     def _filter(self, candidates: list[Candidate], card: TaskCard, stage: int, only, seed) -> Funnel:
+        config = self.config.filters
+        if config.perplexity == "auto":
+            config = config.model_copy(update={"perplexity": card.perplexity_limit})
         return filter_candidates(
             candidates,
-            self.config.filters,
+            config,
             card.reference,
             only=only,
             stages_since=stage - card.stage,
