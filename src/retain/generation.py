@@ -175,7 +175,9 @@ def merged(lm: LanguageModel) -> Iterator[None]:
         yield
         return
     try:
-        lm.model.merge_adapter(safe_merge=True)
+        for parameter, data in kept:
+            parameter.data = data.clone()
+        lm.model.merge_adapter()
         yield
     finally:
         for layer in layers:
