@@ -75,13 +75,13 @@ def label_distribution(
     longest = max(map(len, labels))
     cut = [prompt[: lm.max_length - longest] for prompt in prompts]
     scored, _ = score_answers(lm, cut, [labels] * len(cut))
-    return normalize([[-candidate.losses.sum() for candidate in row] for row in scored])
+    logs = np.array([[-candidate.losses.sum() for candidate in row] for row in scored])
+    return normalize(logs.reshape(len(cut), len(labels)))
 
 
-def normalize(log_weights: Sequence[Sequence[float]]) -> np.ndarray:
-    """Log-probabilities (N, L) of log-weights: log w - log sum w."""
-    weights = np.asarray(log_weights, dtype=np.float64)
-    return weights - np.logaddexp.reduce(weights, axis=1, keepdims=True)
+def normalize(log_weights: np.ndarray) -> np.ndarray:
+    """Log-probabilities (..., L) of log-weights (..., L): log w - log sum w."""
+    return log_weights - np.logaddexp.reduce(log_weights, axis=-1, keepdims=True)
 
 
 def draw_labels(log_probabilities: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:

@@ -45,7 +45,7 @@ def consistencies(lm: LanguageModel, samples: Sequence[Sample]) -> np.ndarray:
         if not sample.choices:
             found[i] = np.exp(-candidates[0].losses.mean())
         elif sample.answer in sample.choices:
-            [logs] = normalize([[-c.losses.sum() for c in candidates]])
+            logs = normalize(np.array([-candidate.losses.sum() for candidate in candidates]))
             found[i] = np.exp(logs[sample.choices.index(sample.answer)])
     return found
 
