@@ -173,6 +173,13 @@ def test_repetition_equals_the_naive_form(text):
     assert repeats(text) == (naive_repeats(text.split()))
 
 
+def test_a_phrase_may_come_twice_in_a_row_and_not_three_times():
+    title = "My Year of Meats "
+    rest = "is a novel that takes advantage of the differences between two cultures to comment on both of them"
+    assert not repeats(title * 2 + rest)
+    assert repeats(title * 3 + rest)
+
+
 def test_characters_repeat_up_to_a_period_of_eight():
     for period in range(1, 9):
         unit = "abcdefgh"[:period]
@@ -309,6 +316,12 @@ def test_label_shares_and_their_distance():
     assert drift.label_distance(shares, {"ham": 0.5, "spam": 0.5}) == pytest.approx(0.25)
     assert drift.label_distance({"a": 1.0}, {"b": 1.0}) == 1.0
     assert drift.label_distance(shares, shares) == 0.0
+
+
+def test_a_short_prompt_may_stand_in_an_input_and_a_long_one_may_not():
+    review = "I would call this a movie review sentence of the old kind"
+    assert heuristic_fault(review, "fine", prompts=("a movie review sentence",)) is None
+    assert heuristic_fault(review, "fine", prompts=("a movie review sentence of the",)) == "echo"
 
 
 def test_prompts_of_any_length_are_safe():
