@@ -212,7 +212,7 @@ STEPS = "(allowed: a whole number of steps of at least 1, or a share of the stag
         ("memory.quantile_low", "0.97", "quantile_high: 0.95 is not above quantile_low (0.97)"),
         ("memory.quantile_high", "0.05", "quantile_high: 0.05 is not above quantile_low (0.05)"),
         ("memory.s_min", "11", "s_max: 10 is below s_min (11)"),
-        ("memory.kind", "fixed", "memory.kind: unknown key; did you mean schedule.kind?"),
+        ("memory.kind", "fixed", "memory.kind: unknown key; did you mean schedule.kind or curriculum.kind?"),
         ("memory.ema_beta", "1", "1 is too large (allowed: at least 0 and below 1)"),
         ("training.batch_size", "8.0", "8.0 is not a whole number (allowed: a whole number of at least 1)"),
         ("training.epochs", "null", "null is not a whole number"),

@@ -324,9 +324,11 @@ def test_a_resumed_stage_goes_on_alike(kind):
     first = Curriculum(*arguments)
     first.lower(0.05)
     play(first, range(1, 8))
-    state = json.loads(json.dumps(first.state()))
-    play(first, range(8, 12))  # what the first one does later does not reach the state
-    resumed = Curriculum.from_state(state, *arguments)
+    state = first.state()
+    written = json.dumps(state)
+    play(first, range(8, 12))
+    assert json.dumps(state) == written  # what the first one does later does not reach the state
+    resumed = Curriculum.from_state(json.loads(written), *arguments)
     assert play(resumed, range(8, 21)) == expected[7:]
     assert resumed.state() == whole.state()
 

@@ -40,7 +40,7 @@ class Cosine:
     """
 
     def __init__(self, embeddings: np.ndarray, center: np.ndarray | bool = False) -> None:
-        rows = np.array(embeddings, dtype=np.float64).reshape(len(embeddings), -1)
+        rows = np.array(embeddings, dtype=np.float64)
         usable = np.isfinite(rows).all(axis=1)
         if center is not False and usable.any():
             mean = rows[usable].mean(axis=0) if center is True else center
@@ -188,8 +188,8 @@ class TokenOverlap(TextSimilarity):
         if not self._rouge:
             union = sizes + len(tokens) - common
             return np.where(both_empty, 1.0, common / np.maximum(union, 1))
-        # F of the ROUGE-L were all common tokens in order: (1 + β²) LCS / (|R| + β² |G|).
-        bound = (1 + ROUGE_BETA**2) * common / np.maximum(sizes + ROUGE_BETA**2 * len(tokens), 1)
+        # ROUGE-L were all common tokens in order: F = (1 + β²) LCS/(|G| + β² |R|).
+        bound = (1 + ROUGE_BETA**2) * common / np.maximum(len(tokens) + ROUGE_BETA**2 * sizes, 1) + 1e-9
         scores = both_empty.astype(np.float64)
         for place in np.flatnonzero((common > 0) & (bound > (above or 0.0))).tolist():
             scores[place] = rouge_l(self._texts[one], [self._texts[self._added[place]]])

@@ -164,6 +164,8 @@ def diversity(
     embed: for `config.similarity` of kind hidden or sentence-transformers. center: (D,), what the hidden states of
     all texts share; the candidates' own mean where it is None.
     """
+    if not candidates:
+        return []
     order = ranking(candidates)
     similarity = _similarity([candidates[row].input for row in order], config, embed, center)
     if config.diversity_form == "penalty":

@@ -18,11 +18,8 @@ class TrainingTexts:
 
     def __init__(self, texts: Sequence[str]) -> None:
         hashes, owners = ngram_hashes(texts, SPAN)
-        order = np.lexsort((owners, hashes))
-        hashes, owners = hashes[order], owners[order]
-        again = np.zeros(len(hashes), dtype=bool)
-        again[1:] = (hashes[1:] == hashes[:-1]) & (owners[1:] == owners[:-1])
-        self._hashes, self._owners, self._count = hashes[~again], owners[~again], len(texts)
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owners, self._count = hashes[order], owners[order], len(texts)
 
     def overlap(self, texts: Sequence[str]) -> np.ndarray:
         """Share of each text's words in runs of at least 3 in common with one training text, the largest, (N,).
