@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from test_contract import difference, strategy
 from test_losses import chat_model, gradients, language_model
 from tiny import byte_tokenizer, save_tiny_model, tiny_t5, tiny_values
 from transformers import (
@@ -37,6 +38,7 @@ from retain.evaluate import evaluate_task
 from retain.generation import greedy
 from retain.losses import choose_layout, label_logits, make_rows, row_losses, sample_losses, token_losses
 from retain.model import LanguageModel, _attach_lora, load_model
+from retain.presets import REGULARIZERS
 from retain.run import evaluate, run
 from retain.sections import EvaluationConfig, LoraConfig
 from retain.strategies.base import Strategy
@@ -235,6 +237,16 @@ def test_prompt_and_answer_are_cut_apart(prompt, answer, kept):
     assert first == tuple(range(len(first))), "the prompt keeps its start"
     assert last == tuple(range(100 + answer - len(last), 100 + answer)), "the answer keeps its end"
     assert next(pair_rows(lm, [sequence])).input_ids.shape[1] <= 8
+
+
+def test_a_prompt_that_is_closed_already_is_not_closed_again():
+    lm = pair_model("t5")
+    lm.max_length = 8
+    for length, kept in ((7, (8, False)), (8, (8, True))):
+        sequence = lm.sequence([*range(20, 20 + length), 1], [5, 1])
+        [row] = pair_rows(lm, [sequence])
+        assert (row.input_ids.shape[1], sequence.truncated) == kept
+        assert row.input_ids[0].tolist() == [*range(20, 27), 1]
 
 
 def test_earlier_answers_of_a_chat_belong_to_the_prompt():
@@ -437,7 +449,7 @@ def test_a_t5_tokenizer_needs_no_sentencepiece(tmp_path, monkeypatch):
     lm = load_model(config(tmp_path))
     assert AutoTokenizer.from_pretrained(tmp_path)("Say red").input_ids[-1] == 1
     sample = Sample("t/0", "t", "Say red", "red")
-    assert lm.prompt_ids(sample) == [3, 4] and lm.answer_ids(sample, "red") == [4, 1]
+    assert lm.prompt_ids(sample) == [3, 4, 1] and lm.answer_ids(sample, "red") == [4, 1]
     [row] = make_rows(lm, [lm.encode(sample)])
     assert row.input_ids.tolist() == [[3, 4, 1]] and row.decoder_ids.tolist() == [[0, 4]]
     assert row.targets.tolist() == [4, 1], "the end stands once on either side"
@@ -546,6 +558,27 @@ def test_the_learner_gives_what_the_run_gives(finished, tmp_path):
     assert learner.report().is_file()
 
 
+@pytest.fixture(scope="module")
+def unprotected(tmp_path_factory):
+    return run_short(tmp_path_factory.mktemp("none"), "none")
+
+
+def run_short(folder, name):
+    """Two stages of three steps without dropout, in float64."""
+    model = save_tiny_model(folder / "t5", tiny_t5(dropout_rate=0.0))
+    values = tiny_values(folder, strategy=strategy(name), model={"name": str(model), "dtype": "float64"})
+    values["tasks"] = values["tasks"][:2]
+    values["training"] |= {"max_steps": 3}
+    return run(make_config(values, "test"), folder, folder / "run")
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_every_regularizer_acts(name, tmp_path, unprotected):
+    out = run_short(tmp_path, name)
+    assert results(out)["finished"]
+    assert difference(adapter(out), adapter(unprotected)) > 1e-3
+
+
 def test_truncation_is_counted(tmp_path):
     out = run_t5(tmp_path, training={"batch_size": 4, "max_length": 30, "max_steps": 1})
     assert results(out)["truncated"] > 0
@@ -558,8 +591,8 @@ def test_the_command_line(tmp_path):
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(t5_values(tmp_path)))
-    for strategy in ("none", "mssr"):
-        ran = retain_command("run", path, "--out", tmp_path / strategy, f"strategy={strategy}")
+    for name in ("none", "mssr"):
+        ran = retain_command("run", path, "--out", tmp_path / name, f"strategy={name}")
         assert ran.returncode == 0, ran.stderr
         assert "ACC" in ran.stdout
     again = retain_command("run", path, "--out", tmp_path / "mssr")

@@ -97,8 +97,12 @@ def _row(lm: LanguageModel, pairs: Sequence[Pair], members: list[int]) -> PairRo
 
 
 def _encoder_input(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (P, T) of the prompts, each closed by end-of-text as in the models' own training."""
-    closed = [(*prompt, lm.tokenizer.eos_token_id) for prompt in prompts]
+    """Token ids and mask (P, T) of the prompts, each closed by end-of-text as in the models' own training.
+
+    T5's own tokenizer closes what it reads, others do not, and truncation opens it again.
+    """
+    end = lm.tokenizer.eos_token_id
+    closed = [prompt if prompt and prompt[-1] == end else (*prompt, end) for prompt in prompts]
     mask = pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in closed], batch_first=True)
     return _padded(lm, closed), mask.to(lm.device)
 

@@ -118,9 +118,7 @@ class LanguageModel:
         """Tokens up to where the (last) answer begins."""
         if sample.messages:
             return self._render(sample.messages[:-1], add_generation_prompt=True)
-        ids = list(self.tokenizer(sample.prompt).input_ids)
-        closed = self.is_encoder_decoder and ids[-1:] == [self.tokenizer.eos_token_id]
-        return ids[:-1] if closed else ids  # every prompt is closed on its way into the encoder
+        return list(self.tokenizer(sample.prompt).input_ids)
 
     def cut_prompt(self, prompt: Sequence[int], room: int) -> Sequence[int]:
         """The start of a prompt that leaves `room` tokens for its answer, in an encoder one for end-of-text."""
@@ -140,7 +138,8 @@ class LanguageModel:
         included, keeps its start and the answer its end (MSSR App. E.3). The prompt bears no loss.
         """
         if self.is_encoder_decoder:
-            cut = len(prompt) >= self.max_length or len(answer) > self.max_length
+            closed = prompt[-1:] == [self.tokenizer.eos_token_id]
+            cut = len(prompt) - closed >= self.max_length or len(answer) > self.max_length
             return Encoded.of(self.cut_prompt(prompt, 0), answer[-self.max_length :], cut)
         labels = labels or [False] * len(prompt)
         prompt, answer, cut = truncate(prompt, answer, self.max_length)
