@@ -41,6 +41,7 @@ LAYERS = {
     "linear": 2,
     "model": 2,
     "batching": 2,
+    "encoder_decoder": 2,
     "losses": 2,
     "device": 2,
     "sampling": 2,

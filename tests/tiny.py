@@ -1,4 +1,4 @@
-"""A tiny random Llama and a byte-level tokenizer, made in code: real classes, no download."""
+"""Tiny random models and a byte-level tokenizer, made in code: real classes, no download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 WORDS = {"color": ["red", "blue"], "size": ["big", "small"], "shape": ["round", "flat"]}
 
@@ -42,9 +49,28 @@ def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0) -> LlamaForCau
         return LlamaForCausalLM(config).to(dtype)
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """The tiny model and its tokenizer as a folder that `model: PATH` takes."""
-    tiny_llama().save_pretrained(folder)
+def tiny_t5(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> T5ForConditionalGeneration:
+    """Two layers of width 32 on either side with random weights, and T5's own dropout of 0.1."""
+    config = T5Config(
+        vocab_size=258,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=32,
+        decoder_start_token_id=0,
+        **changes,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(config).to(dtype)
+
+
+def save_tiny_model(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """A tiny model (the Llama) and its tokenizer as a folder that `model: PATH` takes."""
+    (model or tiny_llama()).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 

@@ -112,7 +112,7 @@ def known_models() -> RenderableType:
     others = [folder for folder in _folders(cache_folder()) if folder.name not in ALIASES]
     for folder in others:
         table.add_row(folder.name, Text(str(folder)), _size(folder))
-    hint = "`model` also takes a local path or a Hub name of transformers."
+    hint = "`model` also takes a local path or a Hub name of transformers: a causal model or an encoder-decoder (T5)."
     return Group(table, Text(f"cache: {cache_folder()}"), Text(hint))
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
-from retain.generation import greedy, until_stop
+from retain.generation import greedy
 from retain.likelihood import Candidate, choice_ids, cut_prompts, score_answers
 from retain.metrics import METRICS
 from retain.model import LanguageModel
@@ -44,7 +44,7 @@ class TaskScores:
 def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tuple[TaskScores, list[dict]]:
     """Scores on `task.test` and one prediction record a sample."""
     started = time.perf_counter()
-    limit = min(config.max_new_tokens or _longest_answer(lm, task.test), lm.max_length // 2)
+    limit = min(config.max_new_tokens or _longest_answer(lm, task.test), lm.answer_limit)
     records, tokens, written = [], 0, 0
     batches = range(0, len(task.test), config.batch_size)
     lm.model.eval()
@@ -100,11 +100,10 @@ def _answers(
     open_ = [i for i, (_, complete) in enumerate(drafts) if not complete]
     written = 0
     if open_:
-        begun = [prompts[i] + answers[i] for i in open_]
-        longest = limit - min(len(answers[i]) for i in open_)
-        for i, more in zip(open_, greedy(lm, begun, longest), strict=True):
-            written += len(more)
-            answers[i] = until_stop(answers[i] + more, lm.stop_ids)[:limit]
+        begun = [answers[i] for i in open_]
+        for i, answer in zip(open_, greedy(lm, [prompts[i] for i in open_], limit, begun), strict=True):
+            written += len(answer) - len(answers[i])
+            answers[i] = answer
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers], written
 
 

@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from retain.batching import split_padded
+from retain.encoder_decoder import continue_greedily
 from retain.memory.random import uniform
 from retain.model import LanguageModel
 from retain.sampling import Sampling, draw_tokens
@@ -19,11 +20,18 @@ from retain.slots import Prefix, Slots, prefill
 
 
 @torch.no_grad()
-def greedy(lm: LanguageModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """The most likely continuation of each prompt, up to and without the token that ends it.
+def greedy(
+    lm: LanguageModel, prompts: Sequence[list[int]], max_new_tokens: int, begun: Sequence[list[int]] | None = None
+) -> list[list[int]]:
+    """The most likely answer to each prompt, up to and without the token that ends it.
 
-    Prompts are token ids of any lengths; they are left-padded into one batch.
+    Prompts are token ids of any lengths; they are left-padded into one batch. `begun`: what each answer begins with;
+    it is part of the result and of `max_new_tokens`.
     """
+    begun = begun or [[]] * len(prompts)
+    if lm.is_encoder_decoder:
+        return [until_stop(ids, lm.stop_ids) for ids in continue_greedily(lm, prompts, begun, max_new_tokens)]
+    prompts = [prompt + ids for prompt, ids in zip(prompts, begun, strict=True)]
     width = max(len(p) for p in prompts)
     ids = torch.tensor([[lm.pad_id] * (width - len(p)) + p for p in prompts], device=lm.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
@@ -32,11 +40,12 @@ def greedy(lm: LanguageModel, prompts: Sequence[list[int]], max_new_tokens: int)
         attention_mask=mask,
         do_sample=False,
         num_beams=1,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens - min(map(len, begun)),
         eos_token_id=list(lm.stop_ids),
         pad_token_id=lm.pad_id,
     )
-    return [until_stop(row, lm.stop_ids) for row in out[:, width:].tolist()]
+    written = [ids + row for ids, row in zip(begun, out[:, width:].tolist(), strict=True)]
+    return [until_stop(ids, lm.stop_ids)[:max_new_tokens] for ids in written]
 
 
 def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

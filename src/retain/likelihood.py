@@ -35,8 +35,8 @@ def cut_prompts(lm: LanguageModel, samples: Sequence[Sample], limit: int = 0) ->
     prompts = []
     for sample in samples:
         longest = max(map(len, choice_ids(lm, sample)))
-        room = min(max(limit, longest), lm.max_length // 2)
-        prompts.append(lm.prompt_ids(sample)[: lm.max_length - room])
+        room = min(max(limit, longest), lm.answer_limit)
+        prompts.append(lm.cut_prompt(lm.prompt_ids(sample), room))
     return prompts
 
 
@@ -73,7 +73,7 @@ def label_distribution(
     labels: the token ids of each with what ends an answer; their log-probabilities are summed (MATH 5).
     """
     longest = max(map(len, labels))
-    cut = [prompt[: lm.max_length - longest] for prompt in prompts]
+    cut = [lm.cut_prompt(prompt, longest) for prompt in prompts]
     scored, _ = score_answers(lm, cut, [labels] * len(cut))
     logs = np.array([[-candidate.losses.sum() for candidate in row] for row in scored])
     return normalize(logs.reshape(len(cut), len(labels)))

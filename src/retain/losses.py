@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from retain.attention import Tree
 from retain.batching import ROW_TOKENS, Encoded, Row, dense_mask, pack, pad, split_rows
+from retain.encoder_decoder import PairRow, pair_logits, pair_rows
 from retain.model import LanguageModel
 
 
@@ -17,15 +18,20 @@ def make_rows(
     sequences: Sequence[Encoded],
     row_tokens: int = ROW_TOKENS,
     max_members: int | None = None,
-) -> Iterator[Row]:
+) -> Iterator[Row | PairRow]:
     """The forward passes that cover `sequences`, in the model's best layout."""
+    if lm.is_encoder_decoder:
+        yield from pair_rows(lm, sequences, row_tokens, max_members)
+        return
     for indices in split_rows(sequences, row_tokens, max_members):
         row = pad(sequences, indices, lm.pad_id) if lm.layout == "padded" else pack(sequences, indices)
         yield row.to(lm.device)
 
 
-def label_logits(lm: LanguageModel, row: Row) -> torch.Tensor:
+def label_logits(lm: LanguageModel, row: Row | PairRow) -> torch.Tensor:
     """Logits (K, V) at the K label positions of a row; the head runs on the columns that need it only."""
+    if lm.is_encoder_decoder:
+        return pair_logits(lm, row)
     if lm.layout == "tree":
         # A mask of four dimensions is taken as it is, and tree attention does not look at it.
         extras = {"tree": Tree(row.tree, lm.dtype, lm.device)}
@@ -44,12 +50,12 @@ def label_logits(lm: LanguageModel, row: Row) -> torch.Tensor:
     return out.logits[row.rows, row.columns]
 
 
-def token_losses(logits: torch.Tensor, row: Row) -> torch.Tensor:
+def token_losses(logits: torch.Tensor, row: Row | PairRow) -> torch.Tensor:
     """Negative log-likelihood (K,) of each label token, in nats, at least float32."""
     return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, row.targets, reduction="none")
 
 
-def row_losses(losses: torch.Tensor, row: Row) -> torch.Tensor:
+def row_losses(losses: torch.Tensor, row: Row | PairRow) -> torch.Tensor:
     """Token-mean loss (B,) of each of the row's B sequences from the losses (K,) of its label tokens."""
     zeros = losses.new_zeros(len(row.members))
     counts = zeros.index_add(0, row.owners, torch.ones_like(losses))
@@ -71,8 +77,10 @@ def choose_layout(lm: LanguageModel) -> str:
 
     Not every architecture honors trees, masks and positions, so the model is asked once, on three short
     sequences. Many small products do not suit a GPU, so trees are for the CPU. A sliding window shorter than the
-    longest sequence would be lost in either, so such a model keeps padded rows.
+    longest sequence would be lost in either, so such a model keeps padded rows. So does an encoder-decoder.
     """
+    if lm.is_encoder_decoder:
+        return lm.layout
     words = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11, 12, 13], [5, 6, 14, 15, 16]]
     vocabulary = lm.model.get_input_embeddings().num_embeddings
     probe = [Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words]

