@@ -49,7 +49,8 @@ def read_samples(data: Path, order: str = "tasks", per_task: int = 48) -> list[S
                 for k, r in enumerate(rows)
             ]
         )
-    return sum(found, []) if order == "tasks" else [sample for pair in zip(*found, strict=True) for sample in pair]
+    groups = found if order == "tasks" else zip(*found, strict=True)
+    return [sample for group in groups for sample in group]
 
 
 def ours(samples: list[Sample]) -> float:
