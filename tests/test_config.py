@@ -220,7 +220,7 @@ STEPS = "(allowed: a whole number of steps of at least 1, or a share of the stag
         ("training.learning_rate", "0", "0 is too small (allowed: above 0)"),
         ("model.trust_remote_code", "yes please", "'yes please' is not allowed (allowed: true or false)"),
         ("model", "3", "3 is not a section; write its keys below it: name, dtype"),
-        ("lora.target_modules", "[]", "[] is not allowed (allowed: a list of names, or one pattern)"),
+        ("lora.target_modules", "[]", "[] is not allowed (allowed: a list of names, or one pattern, or null)"),
         (
             "evaluation.after",
             "stag",
