@@ -16,6 +16,12 @@ INPUT, OUTPUT = "Input:", "Output:"
 BOUNDARY = re.compile(rf"(?:^|\n)\s*(?={INPUT}|{OUTPUT})|\n\s*\n(?=Task:|Example|Generate )")
 
 
+def conditions_on_label(config: SynthesisConfig, card: TaskCard) -> bool:
+    """Whether the writing prompt names the label that the sample should have (SSR 9.7)."""
+    writes = config.method in ("two-stage", "joint") and "{description}" in config.prompt
+    return config.class_conditioned and writes and bool(card.labels)
+
+
 def writing_prompt(config: SynthesisConfig, card: TaskCard, label: str | None = None) -> str:
     """The prompt after which the model writes an input (two-stage) or an input and its output (joint)."""
     description = card.description if label is None else f"{card.description}\nGenerate examples with label: {label}"
@@ -53,7 +59,7 @@ def read(method: str, text: str) -> Pair:
 
 def writing_sequence(lm: LanguageModel, config: SynthesisConfig, card: TaskCard, input: str, answer: str) -> Encoded:
     """The sequence whose loss teaches the model to write this input of the task (LAMOL; SSR 5)."""
-    label = answer if config.class_conditioned and card.labels else None
+    label = answer if conditions_on_label(config, card) else None
     prompt = list(lm.tokenizer(writing_prompt(config, card, label)).input_ids)
     text = f" {input}\n{OUTPUT} {answer}" if config.method == "joint" else f" {input}"
     return lm.sequence(prompt, [*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id])

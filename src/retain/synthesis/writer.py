@@ -22,7 +22,7 @@ from retain.model import LanguageModel
 from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
 from retain.sampling import Sampling
-from retain.synthesis.prompts import Pair, prompts, read
+from retain.synthesis.prompts import Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import nearest_to_centroids
 from retain.types import Sample
@@ -117,7 +117,8 @@ class Writer:
         self, card: TaskCard, amount: int, seed: tuple[int, ...], demonstrations: Sequence[Pair], written: Written
     ) -> list[Candidate]:
         """`amount` new candidates; what they took is added to `written`."""
-        labels = _labels_asked(card, amount, seed[-1]) if self.synthesis.class_conditioned else [None] * amount
+        conditioned = conditions_on_label(self.synthesis, card)
+        labels = _labels_asked(card, amount, seed[-1]) if conditioned else [None] * amount
         texts = prompts(self.synthesis, card, labels, demonstrations, seed[-1])
         requests = [list(self.lm.tokenizer(text).input_ids) for text in texts]
         joint = self.synthesis.method == "joint"
@@ -273,10 +274,8 @@ def _round_size(missing: int, kept: int, written: Written) -> int:
     return min(max(math.ceil(missing / share), LEAST_ROUND), MOST_ROUND)
 
 
-def _labels_asked(card: TaskCard, amount: int, first: int) -> list[str | None]:
+def _labels_asked(card: TaskCard, amount: int, first: int) -> list[str]:
     """Labels in turn so that any run of requests follows the task's own label shares (SSR 9.7)."""
-    if not card.labels:
-        return [None] * amount
     target = card.reference.target
     labels = [label for label in card.labels if target.get(label)]
     given, asked = dict.fromkeys(labels, 0), []
