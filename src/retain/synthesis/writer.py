@@ -25,7 +25,7 @@ from retain.sampling import Sampling
 from retain.synthesis.prompts import Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import nearest_to_centroids
-from retain.types import Sample
+from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
 
@@ -222,7 +222,7 @@ class Writer:
             stages_since=stage - card.stage,
             score=lambda left: self._score(card, left),
             vote=lambda left: self._vote(card, left, seed),
-            embed=self.embed,
+            embed=self._foreign if config.similarity == "sentence-transformers" else self.embed,
             seed=seed,
         )
 
@@ -259,6 +259,17 @@ class Writer:
             with self.lm.base():
                 self._embedded |= zip(missing, embeddings(self.lm, missing), strict=True)
         return np.stack([self._embedded[text] for text in texts])
+
+    def _foreign(self, texts: list[str]) -> np.ndarray:
+        """Embeddings (N, D) by another model, `filters.embedding_model`."""
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise InputError(
+                "filters.similarity: sentence-transformers is not installed; run `pip install retain[embeddings]`, or "
+                "set filters.similarity: hidden"
+            ) from None
+        return SentenceTransformer(self.config.filters.embedding_model).encode(texts, show_progress_bar=False)
 
     def _selected(self, candidates: list[Candidate], count: int) -> list[Candidate]:
         """`count` of the candidates: the first ones, or those nearest to the centers of clusters."""
