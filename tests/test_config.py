@@ -11,6 +11,7 @@ import yaml
 from retain.config import Config, diff_config, dump_config, load_config, make_config, validate
 from retain.config_errors import allowed_in
 from retain.config_yaml import MAX_BYTES, dump_yaml, parse_yaml
+from retain.presets import REGULARIZERS
 from retain.sections import MemoryModel, Section
 from retain.types import InputError
 
@@ -378,7 +379,7 @@ def test_sections_can_be_checked_alone():
 
 
 def documented() -> dict[str, list[str]]:
-    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \| (.*) \| (.*) \|$", DOCS.read_text(), flags=re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.+-]+)` \| (.*) \| (.*) \| (.*) \|$", DOCS.read_text(), flags=re.MULTILINE)
     return {key: rest for key, *rest in rows}
 
 
@@ -391,6 +392,8 @@ def keys() -> dict[str, tuple[type[Section], str]]:
         else:
             found[name] = (Config, name)
     task = Config.model_fields["tasks"].annotation.__args__[0]
+    for name, row in REGULARIZERS.items():
+        found |= {f"strategy.{name}.{key}": (row.options, key) for key in row.options.model_fields}
     return found | {f"tasks.N.{key}": (task, key) for key in task.model_fields}
 
 

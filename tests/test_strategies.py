@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from test_losses import language_model
-from test_run import adapter, results, run_tiny
-from tiny import tiny_llama
+from test_run import adapter, results, run_tiny, same_tensors
+from tiny import tiny_llama, tiny_values
 
 from retain import Learner
 from retain.buffer import Buffer
+from retain.config import make_config
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.model import ADAPTER
 from retain.presets import REGULARIZERS, AGemOptions, DerOptions, GemOptions, LwfOptions, preset_of
+from retain.run import run
 from retain.sections import BufferConfig, MemoryConfig
 from retain.strategies import STRATEGIES, build
 from retain.strategies.agem import AGem
@@ -29,6 +31,7 @@ from retain.strategies.der import DarkExperienceReplay
 from retain.strategies.ewc import diagonal_fisher
 from retain.strategies.gem import Gem, flat
 from retain.strategies.lwf import LearningWithoutForgetting, distillation
+from retain.tasks import load_tasks
 from retain.types import InputError, Sample, Task
 
 OLD = [Sample(f"old/{k}", "old", f"Say {'x' * k}:\n", word) for k, word in enumerate(["red", "blue", "a"])]
@@ -372,6 +375,29 @@ def test_a_stages_folder_reloads_with_peft_alone(name, tmp_path):
         )
     learner.lm.load_adapter(run / "stages/01-color/adapter")  # of another rank, for o-lora
     assert not torch.allclose(naive_logits(learner.lm.model, learner.lm, OLD[1])[0], mine)
+
+
+def test_osf_keeps_the_largest_directions(tmp_path):
+    training = {"learning_rate": 1e-3, "batch_size": 4, "max_length": 128, "epochs": 4}
+    out = run_tiny(tmp_path, strategy="osf", training=training)
+    model = peft.PeftModel.from_pretrained(tiny_llama(), out / "stages/03-shape/adapter").get_base_model()
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"):
+        layer = model.get_submodule(name)
+        u, s, v = torch.linalg.svd(layer.base_layer.weight.detach(), full_matrices=False)
+        change, top = layer.get_delta_weight("default").detach(), len(s) // 2
+        assert change.norm() > 0.1 * layer.base_layer.weight.norm()
+        assert (u[:, :top].T @ change @ v[:top].T).norm() < 0.01 * change.norm()
+
+
+def test_the_learner_gives_what_the_run_gives_where_ranks_grow(tmp_path):
+    values = tiny_values(tmp_path, strategy="o-lora")
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    sections = {key: values[key] for key in ("model", "strategy", "training", "schedule", "evaluation")}
+    learner = Learner(out=tmp_path / "other", **sections)
+    for task in load_tasks(make_config(values, "test"), tmp_path):
+        learner.learn(task)  # scores earlier stages again, with their own adapters
+    assert same_tensors(adapter(tmp_path / "other"), adapter(out))
+    assert learner.evaluate()["matrices"] == results(out)["matrices"]
 
 
 # ---- state ------------------------------------------------------------------------------------------------

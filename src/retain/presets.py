@@ -153,13 +153,13 @@ class GemOptions(Section):
     """Gradient episodic memory."""
 
     margin: NonNegative = 0.5
-    samples: Count = 64
+    samples: Count = 16
 
 
 class AGemOptions(Section):
     """Averaged gradient episodic memory."""
 
-    samples: Count = 64
+    samples: Count = 32
 
 
 class OsfOptions(Section):

@@ -10,7 +10,7 @@ from retain.types import Task
 
 
 class AGem(Strategy):
-    """g̃ = g − (⟨g, r⟩ / ⟨r, r⟩) r where ⟨g, r⟩ < 0 (Chaudhry et al. 2019, arXiv 1812.00420, Eq. 11).
+    """g̃ = g − (⟨g, r⟩ / ⟨r, r⟩) r where ⟨g, r⟩ < 0 (Chaudhry et al. 2019, arXiv 1812.00420).
 
     r is the gradient of the mean loss of `samples` samples drawn from the whole buffer at each step.
     """

@@ -17,7 +17,7 @@ class Ewc(QuadraticPenalty):
     """½ weight Σ_k Σ F_k (θ − θ_k)² over past stages k (Kirkpatrick et al. 2017, arXiv 1612.00796, Eq. 3).
 
     A sum of quadratics is one: P = Σ F_k around the center Σ F_k θ_k / P, so memory does not grow with the
-    stages. `online` (Schwarz et al. 2018, arXiv 1805.06370, Eq. 9): P = decay P + F_k around the latest θ_k.
+    stages. `online` (Schwarz et al. 2018, arXiv 1805.06370): P = decay P + F_k around the latest θ_k.
     """
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:

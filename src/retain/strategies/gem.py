@@ -11,7 +11,7 @@ from retain.types import Task
 
 class Gem(Strategy):
     """g̃ = argmin ½ |g̃ − g|² with ⟨g̃, g_k⟩ ≥ 0 for every past task k (Lopez-Paz and Ranzato 2017, arXiv
-    1706.08840, Eq. 8-11).
+    1706.08840).
 
     g_k is the gradient of the mean loss of `samples` buffered samples of task k, drawn anew each step. Where no
     product is negative the gradient stays as it is.
@@ -45,7 +45,7 @@ def project(gradient: torch.Tensor, references: torch.Tensor, margin: float = 0.
 
 
 def solve_dual(gram: np.ndarray, products: np.ndarray, margin: float = 0.0) -> np.ndarray:
-    """argmin ½ vᵀ gram v + productsᵀ v over v ≥ margin, shapes (T, T) and (T,): GEM's Eq. 11.
+    """argmin ½ vᵀ gram v + productsᵀ v over v ≥ margin, shapes (T, T) and (T,): the dual of GEM's program.
 
     Active set on u = v − margin ≥ 0, after Lawson and Hanson's method for non-negative least squares: the
     variable with the steepest descent becomes free, the free ones are solved for, and what would turn negative on

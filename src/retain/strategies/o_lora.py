@@ -13,13 +13,13 @@ PAST = "past"
 
 
 class OLora(Strategy):
-    """weight Σ_layers Σ |A_past A_newᵀ| + ½ l2 Σ θ_new² (Wang et al. 2023, arXiv 2310.14152, Eq. 6-8).
+    """weight Σ_layers Σ |A_past A_newᵀ| + ½ l2 Σ θ_new² (Wang et al. 2023, arXiv 2310.14152).
 
     From the second stage on the adapter so far is frozen under the name `past` and an empty one of rank
     `lora.r` is trained beside it. At the stage's end both become one adapter again, A below A and B beside B:
     the sum of two low-rank products is the product of the stacked factors. So a stage's folder holds an ordinary
     adapter, of rank r times the number of stages, and its scale stays alpha / r. The absolute values are those of
-    the authors' program, where their Eq. 7 squares; the gradient is added in closed form.
+    the authors' program, where their equation squares; the gradient is added in closed form.
     """
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:

@@ -12,7 +12,7 @@ from retain.types import Task
 
 
 class SynapticIntelligence(QuadraticPenalty):
-    """weight Σ Ω (θ − θ*)², θ* the weights at the stage's start (Zenke et al. 2017, arXiv 1703.04200, Eq. 3-5).
+    """weight Σ Ω (θ − θ*)², θ* the weights at the stage's start (Zenke et al. 2017, arXiv 1703.04200).
 
     ω = −Σ_steps g Δθ with the optimizer's real update Δθ and the loss gradient g before clipping and before any
     penalty; at a stage's end Ω += max(ω, 0) / (Δ² + damping), Δ the stage's total change. A negative ω would
