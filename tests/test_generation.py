@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from test_encoder_decoder import tiny_bart
 from test_losses import language_model
 from test_sampling import theirs
-from tiny import tiny_llama
+from tiny import tiny_llama, tiny_t5
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -39,11 +40,25 @@ def lm():
     return sharp(language_model(torch.float64))
 
 
+@pytest.fixture(params=["llama", "t5", "bart"])
+def family(request):
+    """One model of each family."""
+    if request.param == "llama":
+        return sharp(language_model(torch.float64))
+    model, targets = {"t5": (tiny_t5, ["q", "v"]), "bart": (tiny_bart, ["q_proj", "v_proj"])}[request.param]
+    return sharp(language_model(torch.float64, model=model().double(), target_modules=targets), 1.5)
+
+
 def alone(lm, prompt, ids):
     """log p(ids | prompt) by one plain forward pass."""
     with torch.no_grad():
-        logits = lm.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-    return float(sum(logits[len(prompt) + k - 1, token] for k, token in enumerate(ids)))
+        if lm.is_encoder_decoder:
+            start, end = lm.model.config.decoder_start_token_id, lm.tokenizer.eos_token_id
+            given = {"input_ids": [[*prompt, end]], "decoder_input_ids": [[start, *ids]]}
+            logits = lm.model(**{name: torch.tensor(value) for name, value in given.items()}).logits[0]
+        else:
+            logits = lm.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 :]
+    return float(sum(logits.log_softmax(-1)[k, token] for k, token in enumerate(ids)))
 
 
 def test_texts_follow_the_models_distribution():
@@ -70,20 +85,18 @@ def test_texts_follow_the_models_distribution():
     assert statistic < 58.3  # chi-square, 29 degrees of freedom at most, 0.999
 
 
-def test_the_most_likely_token_alone_is_greedy_decoding(lm):
-    texts = sample(lm, PROMPTS, Sampling(top_k=1), 20, batch_size=5)
-    assert [text.ids for text in texts] == greedy(lm, PROMPTS, 20)
+def test_the_most_likely_token_alone_is_greedy_decoding(family):
+    texts = sample(family, PROMPTS, Sampling(top_k=1), 20, batch_size=5)
+    assert [text.ids for text in texts] == greedy(family, PROMPTS, 20)
 
 
-@pytest.mark.parametrize("spare", [2, 32])
 @pytest.mark.parametrize("stop", [(), tuple(range(60, 90))])
-def test_a_text_does_not_depend_on_batch_or_slot(lm, spare, stop, monkeypatch):
-    monkeypatch.setattr(slots, "SPARE", spare)
-    reference = sample(lm, PROMPTS, WARPED, 25, batch_size=1, seed=(3, 1), stop=stop)
-    lengths = {len(text.ids) for text in reference}
-    assert (len(lengths) > 3) == bool(stop)
-    for size in (2, 3, 7, 100):
-        texts = sample(lm, PROMPTS, WARPED, 25, batch_size=size, seed=(3, 1), stop=stop)
+def test_a_text_does_not_depend_on_batch_or_slot(family, stop, monkeypatch):
+    reference = sample(family, PROMPTS, WARPED, 25, batch_size=1, seed=(3, 1), stop=stop)
+    assert (len({len(text.ids) for text in reference}) > 3) == bool(stop)
+    for size, spare in ((2, 2), (7, 32), (100, 1)):
+        monkeypatch.setattr(slots, "SPARE", spare)
+        texts = sample(family, PROMPTS, WARPED, 25, batch_size=size, seed=(3, 1), stop=stop)
         assert [t.ids for t in texts] == [t.ids for t in reference]
         assert [t.finished for t in texts] == [t.finished for t in reference]
         np.testing.assert_allclose(
@@ -106,21 +119,21 @@ def test_no_global_generator_is_read_or_moved(lm):
         assert torch.random.get_rng_state().equal(before)
 
 
-def test_log_probabilities_are_those_of_a_plain_pass(lm):
+def test_log_probabilities_are_those_of_a_plain_pass(family):
     stop = range(60, 90)
-    for prompt, text in zip(PROMPTS, sample(lm, PROMPTS, WARPED, 25, batch_size=4, stop=stop), strict=True):
+    for prompt, text in zip(PROMPTS, sample(family, PROMPTS, WARPED, 25, batch_size=4, stop=stop), strict=True):
         assert text.tokens == len(text.ids) + text.finished
         if not text.finished:
             assert len(text.ids) == 25
-            assert text.log_probability == pytest.approx(alone(lm, prompt, text.ids), rel=1e-9)
+            assert text.log_probability == pytest.approx(alone(family, prompt, text.ids), rel=1e-9)
 
 
-def test_the_ending_token_counts_and_is_left_out(lm):
+def test_the_ending_token_counts_and_is_left_out(family):
     everything = range(258)
-    for prompt, text in zip(PROMPTS, sample(lm, PROMPTS, Sampling(top_k=1), 5, stop=everything), strict=True):
-        [first] = greedy(lm, [prompt], 1)
+    for prompt, text in zip(PROMPTS, sample(family, PROMPTS, Sampling(top_k=1), 5, stop=everything), strict=True):
+        [first] = greedy(family, [prompt], 1)
         assert text.finished and text.ids == [] and text.tokens == 1
-        assert text.log_probability == pytest.approx(alone(lm, prompt, first), rel=1e-9)
+        assert text.log_probability == pytest.approx(alone(family, prompt, first), rel=1e-9)
 
 
 def test_a_model_that_only_ends(lm):
@@ -148,6 +161,38 @@ def test_lengths_are_bounded(lm):
     assert [t.finished for t in texts] == [False] * 4
     assert sample(lm, [], Sampling(), 5) == []
     assert sample(lm, [[9]], Sampling(), 0)[0].ids == []
+
+
+def test_an_encoder_and_a_decoder_are_bounded_apart():
+    lm = language_model(model=tiny_t5(), target_modules=["q", "v"])
+    lm.max_length = 10
+    texts = sample(lm, [[9] * 3, [9] * 9, [9] * 30], Sampling(), 50, stop=())
+    assert [len(t.ids) for t in texts] == [10, 10, 10]
+    assert sample(lm, [[8], [8], [9] * 10], Sampling(), 50, stop=())[2] == texts[2]
+
+
+def test_the_penalty_is_for_what_the_decoder_saw(family):
+    """As in transformers: the prompt counts, but not one that an encoder reads."""
+    family.model.eval()
+    for prompt, text in zip(PROMPTS, sample(family, PROMPTS, Sampling(1, 1, 1, 3.0), 8, stop=()), strict=True):
+        ids = torch.tensor([[*prompt, *[1] * family.is_encoder_decoder]])
+        out = family.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            repetition_penalty=3.0,
+            max_new_tokens=8,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert text.ids == out[0, -8:].tolist()
+
+
+def test_an_encoder_may_read_nothing():
+    lm = language_model(torch.float64, model=tiny_t5().double(), target_modules=["q", "v"])
+    [text, *others] = sample(lm, [[], [1], [9]], Sampling(), 5, stop=())
+    assert text.log_probability == pytest.approx(alone(lm, [], text.ids))
+    assert len(others) == 2
 
 
 def test_an_empty_prompt_is_an_error(lm):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from test_losses import language_model
+from tiny import tiny_t5
 
 from retain.likelihood import choice_ids, cut_prompts, draw_labels, label_distribution, normalize, score_answers
 from retain.types import Sample
@@ -11,8 +12,10 @@ from retain.types import Sample
 LABELS = ("red", "blue", "green and yellow")
 
 
-@pytest.fixture(params=["tree", "masked", "padded"])
+@pytest.fixture(params=["tree", "masked", "padded", "t5"])
 def lm(request):
+    if request.param == "t5":
+        return language_model(torch.float64, model=tiny_t5().double(), target_modules=["q", "v"])
     model = language_model(torch.float64)
     model.use_layout(request.param)
     return model
@@ -21,9 +24,17 @@ def lm(request):
 def slow(lm, prompt, label):
     """log p(label, end | prompt) by one plain pass."""
     ids = [*lm.tokenizer(label).input_ids, lm.tokenizer.eos_token_id]
+    logits = plain_logits(lm, prompt, ids).log_softmax(-1)
+    return sum(float(logits[k, token]) for k, token in enumerate(ids))
+
+
+def plain_logits(lm, prompt, answer):
+    """Logits before each token of the answer, by one plain pass."""
     with torch.no_grad():
-        logits = lm.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-    return sum(float(logits[len(prompt) + k - 1, token]) for k, token in enumerate(ids))
+        if lm.is_encoder_decoder:
+            given = {"input_ids": torch.tensor([[*prompt, 1]]), "decoder_input_ids": torch.tensor([[0, *answer[:-1]]])}
+            return lm.model(**given).logits[0]
+        return lm.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
 
 
 def prompts_of(lm, count=7):
@@ -48,7 +59,7 @@ def test_label_distribution_equals_the_slow_way(lm):
 def test_all_labels_stand_behind_the_same_cut_prompt(lm):
     lm.max_length = 24
     [long] = label_distribution(lm, [[9] * 50], labels_of(lm))
-    [cut] = label_distribution(lm, [[9] * (24 - len(LABELS[2]) - 1)], labels_of(lm))
+    [cut] = label_distribution(lm, [lm.cut_prompt([9] * 50, len(LABELS[2]) + 1)], labels_of(lm))
     np.testing.assert_allclose(long, cut, rtol=1e-9)
 
 
@@ -78,7 +89,5 @@ def test_candidates_carry_what_the_model_would_write(lm):
     [candidates], tokens = score_answers(lm, [prompt], [choice_ids(lm, sample)])
     assert tokens > len(prompt)
     for candidate, label in zip(candidates, LABELS, strict=True):
-        with torch.no_grad():
-            logits = lm.model(input_ids=torch.tensor([[*prompt, *candidate.targets]])).logits[0, len(prompt) - 1 : -1]
-        assert candidate.best == logits.argmax(-1).tolist()
+        assert candidate.best == plain_logits(lm, prompt, candidate.targets).argmax(-1).tolist()
         assert candidate.losses.sum() == pytest.approx(-slow(lm, prompt, label))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_losses import chat_model, language_model
+from tiny import tiny_t5
 from tokenizers.processors import TemplateProcessing
 
 from retain.synthesis.scores import consistencies, embeddings, perplexities
@@ -17,8 +18,10 @@ LABELED = [Sample(f"s/{k}", "s", f"{'film ' * k}\nAnswer:\n", CHOICES[k % 3], ch
 FREE = [Sample(f"f/{k}", "f", f"Say {'it ' * k}:\n", "word " * (k % 4 + 1)) for k in range(7)]
 
 
-@pytest.fixture(params=["tree", "masked", "padded"])
+@pytest.fixture(params=["tree", "masked", "padded", "t5"])
 def lm(request):
+    if request.param == "t5":
+        return language_model(model=tiny_t5(), target_modules=["q", "v"])
     model = language_model()
     model.use_layout(request.param)
     return model
@@ -28,12 +31,15 @@ def begin_texts_with(tokenizer, token):
     """As tokenizers of Llama do."""
     identity = tokenizer.convert_tokens_to_ids(token)
     tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, identity)])
-    return tokenizer
 
 
 def plain_losses(lm, prompt, answer):
-    """-log p of each answer token by one plain pass; without a prompt the first has none."""
+    """-log p of each answer token by one plain pass; without a prompt the first has none, but in a decoder."""
     with torch.no_grad():
+        if lm.is_encoder_decoder:
+            given = {"input_ids": torch.tensor([[*prompt, 1]]), "decoder_input_ids": torch.tensor([[0, *answer]])}
+            logits = lm.model(**given).logits[0].double().log_softmax(-1)
+            return [-float(logits[k, token]) for k, token in enumerate(answer)]
         logits = lm.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
     return [-float(logits[len(prompt) + k - 1, t]) for k, t in enumerate(answer) if len(prompt) + k]
 
@@ -42,13 +48,14 @@ def test_perplexity_equals_one_plain_pass_a_text(lm):
     found = perplexities(lm, TEXTS)
     for text, value in zip(TEXTS, found, strict=True):
         ids = lm.tokenizer(text).input_ids
-        expected = math.exp(np.mean(plain_losses(lm, [], ids))) if len(ids) > 1 else math.inf
+        expected = math.exp(np.mean(plain_losses(lm, [], ids))) if len(ids) > (not lm.is_encoder_decoder) else math.inf
         assert value == pytest.approx(expected, rel=1e-5)
     one_by_one = [perplexities(lm, [text])[0] for text in TEXTS]
     np.testing.assert_allclose(found, one_by_one, rtol=1e-5)
 
 
-def test_the_first_token_counts_behind_a_begin_of_text_token(lm):
+def test_the_first_token_counts_behind_a_begin_of_text_token():
+    lm = language_model()
     begin_texts_with(lm.tokenizer, "<pad>")
     found = perplexities(lm, TEXTS)
     for text, value in zip(TEXTS, found, strict=True):
@@ -109,9 +116,20 @@ def test_embeddings_are_mean_hidden_states(lm):
         if not ids:
             assert not row.any()
             continue
+        model = lm.model.get_base_model()
         with torch.no_grad():
-            states = lm.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+            body = model.encoder if lm.is_encoder_decoder else model
+            states = body(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
         np.testing.assert_allclose(row, states.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_t5s_own_tokenizer_closes_an_empty_prompt():
+    """What it puts around nothing is its end-of-text, not a token of the text."""
+    lm = language_model(model=tiny_t5(), target_modules=["q", "v"])
+    expected = perplexities(lm, TEXTS)
+    post = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    lm.tokenizer._tokenizer.post_processor = post
+    np.testing.assert_array_equal(perplexities(lm, TEXTS), expected)
 
 
 def test_nothing_to_score(lm):

@@ -80,7 +80,7 @@ def pair_rows(
 
 def _row(lm: LanguageModel, pairs: Sequence[Pair], members: list[int]) -> PairRow:
     distinct = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in pairs))}
-    input_ids, mask = _encoder_input(lm, list(distinct))
+    input_ids, mask = encoder_input(lm, list(distinct))
     answers = [answer for _, answer in pairs]
     decoder_ids = [(lm.decoder_start_id, *answer[:-1]) for answer in answers]
     return PairRow(
@@ -96,13 +96,18 @@ def _row(lm: LanguageModel, pairs: Sequence[Pair], members: list[int]) -> PairRo
     )
 
 
-def _encoder_input(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (P, T) of the prompts, each closed by end-of-text as in the models' own training.
+def close_prompt(lm: LanguageModel, prompt: Sequence[int]) -> tuple[int, ...]:
+    """A prompt closed by end-of-text as in the models' own training.
 
     T5's own tokenizer closes what it reads, others do not, and truncation opens it again.
     """
     end = lm.tokenizer.eos_token_id
-    closed = [prompt if prompt and prompt[-1] == end else (*prompt, end) for prompt in prompts]
+    return tuple(prompt) if prompt and prompt[-1] == end else (*prompt, end)
+
+
+def encoder_input(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask (P, T) of the prompts, each closed."""
+    closed = [close_prompt(lm, prompt) for prompt in prompts]
     mask = pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in closed], batch_first=True)
     return _padded(lm, closed), mask.to(lm.device)
 
@@ -112,14 +117,14 @@ def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return pad_sequence(tensors, batch_first=True, padding_value=lm.pad_id).to(lm.device)
 
 
-def _read(lm: LanguageModel, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def read_prompts(lm: LanguageModel, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """What the encoder makes (P, T, D) of its prompts; adapters count."""
     return lm.model.get_base_model().get_encoder()(input_ids=input_ids, attention_mask=mask)[0]
 
 
 def pair_logits(lm: LanguageModel, row: PairRow) -> torch.Tensor:
     """Logits (K, V) at the K label positions of a row: `losses.label_logits` for an encoder and a decoder."""
-    read = _read(lm, row.input_ids, row.mask)
+    read = read_prompts(lm, row.input_ids, row.mask)
     with _head_at(lm, row.owners, row.columns):
         logits = lm.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=read[row.prompts]),
@@ -154,8 +159,8 @@ def continue_greedily(
     position is padding, and models that count positions absolutely see the right ones. What follows a stop token
     is void.
     """
-    input_ids, mask = _encoder_input(lm, prompts)
-    read = BaseModelOutput(last_hidden_state=_read(lm, input_ids, mask))
+    input_ids, mask = encoder_input(lm, prompts)
+    read = BaseModelOutput(last_hidden_state=read_prompts(lm, input_ids, mask))
     answers, stops = [list(ids) for ids in begun], set(lm.stop_ids)
     shared = min(map(len, answers))
     step = torch.tensor([[lm.decoder_start_id, *answer[:shared]] for answer in answers], device=lm.device)

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from retain.batching import split_padded
-from retain.encoder_decoder import continue_greedily
+from retain.encoder_decoder import close_prompt, continue_greedily
 from retain.memory.random import uniform
 from retain.model import LanguageModel
 from retain.sampling import Sampling, draw_tokens
@@ -99,12 +99,10 @@ def sample(
     are computed once. The noise of a token is a function of (seed, index of its prompt, place in the text), so a
     text does not depend on batch size, slot or order (but for rounding in batched matrix products).
     """
-    if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
-        raise ValueError(f"prompts[{empty[0]}] is empty; a text needs at least one token to begin from")
     stop = frozenset(lm.stop_ids if stop is None else stop)
-    requests = [_Request(i, tuple(p), min(max_new_tokens, lm.max_length - len(p))) for i, p in enumerate(prompts)]
+    requests = [_request(lm, i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]
     waiting = sorted((r for r in requests if r.limit > 0), key=lambda r: (-len(r.prompt), r.prompt))
-    longest = max((len(r.prompt) + r.limit for r in waiting), default=0)
+    longest = max((r.limit + (1 if lm.is_encoder_decoder else len(r.prompt)) for r in waiting), default=0)
     batch = _Batch(lm, sampling, seed, stop, Slots(batch_size, longest))
     lm.model.eval()
     with torch.inference_mode(), merged(lm):
@@ -112,8 +110,22 @@ def sample(
         batch.fill(source)
         while batch.active:
             batch.step()
-            batch.fill(source)
+            if not batch.active or _rows_may_differ(lm):
+                batch.fill(source)
     return [request.text for request in requests]
+
+
+def _request(lm: LanguageModel, index: int, prompt: Sequence[int], max_new_tokens: int) -> _Request:
+    if lm.is_encoder_decoder:
+        return _Request(index, close_prompt(lm, lm.cut_prompt(prompt, 0)), min(max_new_tokens, lm.max_length))
+    if not prompt:
+        raise ValueError(f"prompts[{index}] is empty; a text needs at least one token to begin from")
+    return _Request(index, tuple(prompt), min(max_new_tokens, lm.max_length - len(prompt)))
+
+
+def _rows_may_differ(lm: LanguageModel) -> bool:
+    """Whether rows of a batch may differ in length: not where a decoder counts positions from the first column."""
+    return not lm.is_encoder_decoder or hasattr(lm.model.config, "relative_attention_num_buckets")
 
 
 def _prefilled(lm: LanguageModel, requests: Sequence[_Request], at_once: int) -> Iterator[tuple[_Request, Prefix, int]]:
@@ -154,7 +166,8 @@ class _Batch:
         requests = self.active[first:]
         places = np.array([(r.index << 32) + len(r.text.ids) for r in requests], dtype=np.uint64)
         noise = torch.from_numpy(uniform(*self.seed, hashes=places)).to(logits.device)
-        seen = [(*r.prompt, *r.text.ids) for r in requests] if self.sampling.repetition_penalty != 1 else ()
+        begin = (self.lm.decoder_start_id,) if self.lm.is_encoder_decoder else None
+        seen = [(*(begin or r.prompt), *r.text.ids) for r in requests]
         tokens, log_probabilities = draw_tokens(logits, self.sampling, noise, seen)
         for request, token, log_probability in zip(requests, tokens, log_probabilities, strict=True):
             request.text.log_probability += log_probability
@@ -178,9 +191,8 @@ def merged(lm: LanguageModel) -> Iterator[None]:
     layers = [module for module in lm.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]
     kept = [(parameter, parameter.data) for base in bases for parameter in base.parameters()]
-    if any(layer.disable_adapters or layer.merged for layer in layers) or not all(
-        data.is_floating_point() for _, data in kept
-    ):
+    as_they_are = any(layer.disable_adapters or layer.merged for layer in layers)
+    if as_they_are or not layers or not all(data.is_floating_point() for _, data in kept):
         yield
         return
     try:

@@ -24,7 +24,7 @@ def perplexities(lm: LanguageModel, texts: Sequence[str], base: bool = False) ->
     """
     opening = lm.prompt_ids(Sample("", "", "", ""))
     ids = [lm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    unscored = 0 if opening or lm.model.config.is_encoder_decoder else 1
+    unscored = 0 if opening or lm.is_encoder_decoder else 1
     scored = [i for i, tokens in enumerate(ids) if len(tokens) > unscored]
     found = np.full(len(texts), np.inf)
     with lm.base() if base else nullcontext(), np.errstate(over="ignore"):
@@ -56,7 +56,7 @@ def embeddings(lm: LanguageModel, texts: Sequence[str]) -> np.ndarray:
     A text without tokens lies at 0.
     """
     model = lm.model.get_base_model()
-    body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    body = model.get_encoder() if lm.is_encoder_decoder else model.base_model
     ids = [lm.tokenizer(text, add_special_tokens=False).input_ids[: lm.max_length] for text in texts]
     found = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     lm.model.eval()
