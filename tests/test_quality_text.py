@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -32,6 +33,7 @@ HOSTILE = {
     "right to left": "\u202e" * 100_000,
     "line ends": "\n" * 100_000,
     "digits": "example " + "1" * 100_000,
+    "almost runs": ("a" * 20 + "b") * 5_000,
     "ideographs": "好" * 100_000,
     "all different": " ".join(map(str, range(17_000))),
     "empty": "",
@@ -183,7 +185,8 @@ def test_a_phrase_may_come_twice_in_a_row_and_not_three_times():
 def test_characters_repeat_up_to_a_period_of_eight():
     for period in range(1, 9):
         unit = "abcdefgh"[:period]
-        assert repeats("it said " + unit * (30 // period + 1))
+        assert repeats("it said " + unit * (math.ceil(20 / period) + 1))
+        assert not repeats("it said " + unit * math.ceil(20 / period))
     assert not repeats("it said " + "ab" * 10)
     assert not repeats("spaces" + " " * 50 + "between")
 

@@ -5,6 +5,7 @@ Every check is linear in the length of the text.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -28,6 +29,9 @@ PROMPT = re.compile(
     r"|\b(?:ignore|disregard|forget) (?:(?:all|any|the|your) ){0,2}(?:previous|prior|above|earlier) instructions?\b",
     re.I,
 )
+
+# Up to 8 characters that repeat through 20 more.
+RUN = re.compile("|".join(f"(.{{{p}}})\\{p}{{{math.ceil(20 / p)}}}" for p in range(1, 9)))
 
 
 def heuristic_fault(
@@ -96,19 +100,14 @@ def usual_faults(
 def repeats(text: str, spoken: Sequence[str] | None = None) -> bool:
     """True where a text says the same over and over, in a row or by turns.
 
-    In a row: a word five times, a phrase of up to 32 words three times, or up to 8 characters through more than
-    20. By turns: of at least 6 word trigrams fewer than 0.7 are distinct.
+    In a row: a word five times, a phrase of up to 32 words three times, or up to 8 characters through 20 more.
+    By turns: of at least 6 word trigrams fewer than 0.7 are distinct.
     """
     spoken = words(text) if spoken is None else spoken
-    number: dict[str, int] = {}
-    ids = np.fromiter((number.setdefault(word, len(number)) for word in spoken), np.int64)
-    if _periodic(ids, 32, 4):
+    if _repeats_a_phrase(spoken) or RUN.search(" ".join(text.split())):
         return True
     trigrams = list(zip(spoken, spoken[1:], spoken[2:], strict=False))
-    if len(trigrams) >= 6 and len(set(trigrams)) < 0.7 * len(trigrams):
-        return True
-    letters = " ".join(text.split()).encode("utf-32-le", "surrogatepass")
-    return _periodic(np.frombuffer(letters, dtype="<u4"), 8, 20)
+    return len(trigrams) >= 6 and len(set(trigrams)) < 0.7 * len(trigrams)
 
 
 def copies(answered: Sequence[str], spoken: Sequence[str]) -> bool:
@@ -142,11 +141,14 @@ def _visible(text: str) -> bool:
     return any(not character.isspace() and unicodedata.category(character)[0] != "C" for character in text)
 
 
-def _periodic(symbols: np.ndarray, longest: int, least: int) -> bool:
-    """True where for a period p ≤ `longest` at least max(2p, `least`) symbols in a row equal those p before."""
-    for period in range(1, min(longest, len(symbols) - least) + 1):
-        different = np.flatnonzero(symbols[period:] != symbols[:-period])
-        runs = np.diff(different, prepend=-1, append=len(symbols) - period) - 1
-        if runs.max() >= max(2 * period, least):
+def _repeats_a_phrase(spoken: Sequence[str]) -> bool:
+    """True where for a period p ≤ 32 at least max(2p, 4) words in a row equal those p before."""
+    number: dict[str, int] = {}
+    ids = np.fromiter((number.setdefault(word, len(number)) for word in spoken), np.int64)
+    again = len(ids) - len(number)  # words that came before; a repetition is made of these
+    for period in range(1, min(32, again // 2) + 1 if again >= 4 else 1):
+        different = np.flatnonzero(ids[period:] != ids[:-period])
+        runs = np.diff(different, prepend=-1, append=len(ids) - period) - 1
+        if runs.max() >= max(2 * period, 4):
             return True
     return False
