@@ -261,6 +261,7 @@ def test_evaluation_every_n_steps(tmp_path):
 def test_truncation_is_counted(tmp_path):
     out = run_tiny(tmp_path, training={"batch_size": 4, "max_length": 30})
     assert results(out)["truncated"] > 0
+    assert set(results(out)["truncated_test"].values()) == {8}  # every test prompt, too
 
 
 def test_two_processes_cannot_share_a_directory(tmp_path):

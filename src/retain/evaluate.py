@@ -25,7 +25,8 @@ from retain.types import Sample, Task
 
 @dataclass(slots=True)
 class TaskScores:
-    """Mean scores of one task. The likelihood scores are None where a task has no choices."""
+    """Mean scores of one task. The likelihood scores are None where a task has no choices; `truncated` of the `n`
+    prompts were longer than the model's limit and cut."""
 
     generated: float
     likelihood: float | None
@@ -33,6 +34,7 @@ class TaskScores:
     nll: float
     metric: str
     n: int
+    truncated: int = 0
     seconds: float = 0.0
     eval_tokens: int = 0
     generated_tokens: int = 0
@@ -45,12 +47,13 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
     """Scores on `task.test` and one prediction record a sample."""
     started = time.perf_counter()
     limit = min(config.max_new_tokens or _longest_answer(lm, task.test), lm.answer_limit)
-    records, tokens, written = [], 0, 0
+    records, tokens, written, cut = [], 0, 0, 0
     batches = range(0, len(task.test), config.batch_size)
     lm.model.eval()
     for first in tqdm(batches, desc=f"evaluate {task.name}", unit="batch", delay=2, leave=False, disable=None):
         chunk = task.test[first : first + config.batch_size]
         prompts = cut_prompts(lm, chunk, limit)
+        cut += sum(len(p) < len(lm.prompt_ids(sample)) for p, sample in zip(prompts, chunk, strict=True))
         candidates, seen = score_answers(lm, prompts, [choice_ids(lm, sample) for sample in chunk])
         answers, extra = _answers(lm, prompts, candidates, limit)
         records += [
@@ -65,6 +68,7 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
         nll=_mean(records, "nll"),
         metric=task.metric,
         n=len(records),
+        truncated=cut,
         seconds=time.perf_counter() - started,
         eval_tokens=tokens,
         generated_tokens=written,

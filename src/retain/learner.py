@@ -319,6 +319,8 @@ class Learner:
         if not math.isfinite(found.nll):
             raise FloatingPointError(f"{task.name}: its held-out loss is not finite; {LOWER_RATE}")
         scores = found.to_dict()
+        if found.truncated and row == 0:
+            log.warning("%s: %d test prompts are longer than max_length and were cut", task.name, found.truncated)
         self.dir.log("evaluation", row=row, task=task.name, **scores)
         for key in ("eval_tokens", "generated_tokens"):
             costs[key] = costs.get(key, 0) + scores.pop(key)

@@ -100,6 +100,9 @@ def _notes(run: Run) -> Markup | None:
     notes = []
     if run.results["truncated"]:
         notes.append(f"{whole(run.results['truncated'])} samples were longer than the limit and cut.")
+    if cut := run.results.get("truncated_test"):
+        found = ", ".join(f"{task} {whole(count)}" for task, count in cut.items())
+        notes.append(f"Test prompts longer than the limit were cut: {found}.")
     skipped = {task: count for task, count in run.results["skipped"].items() if count}
     if skipped:
         notes.append("Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + ".")
