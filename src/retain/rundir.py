@@ -173,7 +173,9 @@ class RunDir:
             "finished": len(rows) == stages + 1,
             "truncated": sum(row.get("truncated", 0) for row in rows),
             "truncated_test": {
-                name: cut for name, scores in (rows[0]["scores"] if rows else {}).items() if (cut := scores["truncated"])
+                name: cut
+                for name, scores in (rows[0]["scores"] if rows else {}).items()
+                if (cut := scores["truncated"])
             },
             "skipped": {t["name"]: t["skipped"] for t in tasks},
         }

@@ -22,6 +22,7 @@ from retain.model import LanguageModel
 from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
 from retain.sampling import Sampling
+from retain.sections import FiltersConfig
 from retain.synthesis.prompts import Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import nearest_to_centroids
@@ -107,7 +108,7 @@ class Writer:
                     break
         written.kept = self._selected(together.survivors, count)
         written.dropped |= {**alone, **together.dropped}
-        written.account = explain(written.dropped, written.generated, self.config.filters, written.faults)
+        written.account = explain(written.dropped, written.generated, self._filters(card), written.faults)
         written.seconds = time.perf_counter() - started
         return written
 
@@ -211,9 +212,7 @@ class Writer:
     # ---- filters -------------------------------------------------------------------------------------
 
     def _filter(self, candidates: list[Candidate], card: TaskCard, stage: int, only, seed) -> Funnel:
-        config = self.config.filters
-        if config.perplexity == "auto":
-            config = config.model_copy(update={"perplexity": card.perplexity_limit})
+        config = self._filters(card)
         return filter_candidates(
             candidates,
             config,
@@ -225,6 +224,13 @@ class Writer:
             embed=self._foreign if config.similarity == "sentence-transformers" else self.embed,
             seed=seed,
         )
+
+    def _filters(self, card: TaskCard) -> FiltersConfig:
+        """The section `filters` with the task's own limit in place of `auto`."""
+        config = self.config.filters
+        if config.perplexity != "auto":
+            return config
+        return config.model_copy(update={"perplexity": card.perplexity_limit})
 
     def _score(self, card: TaskCard, candidates: list[Candidate]) -> None:
         """Perplexity of the text without a prompt, and consistency where writing did not give it."""
