@@ -185,6 +185,10 @@ def _matrix(rows: list[dict], tasks: list[str], kind: str) -> list[list[float | 
     return [[row["scores"].get(task, {}).get(kind) for task in tasks] for row in rows]
 
 
+def _truncated(scores: dict[str, Any]) -> dict[str, int]:
+    return {task: score["truncated"] for task, score in scores.items() if score["truncated"]}
+
+
 def _change(matrix: list[list[float | None]], tasks: list[str]) -> dict[str, float | None]:
     pairs = zip(tasks, matrix[0], matrix[-1], strict=True) if matrix else []
     return {task: None if None in (first, last) else last - first for task, first, last in pairs}
