@@ -319,11 +319,11 @@ def test_likelihood_and_nll_equal_the_slow_way(kind, batch):
     lm = pair_model(kind)
     scores, records = evaluate_task(lm, CHOICE_TASK, EvaluationConfig(batch_size=batch))
     by_mean, by_sum, nll = [], [], []
-    for sample in CHOICE_TASK.test:
-        logs = {text: alone_logs(lm, lm.prompt_ids(sample), text) for text in CHOICES}
+    for one in CHOICE_TASK.test:
+        logs = {text: alone_logs(lm, lm.prompt_ids(one), text) for text in CHOICES}
         by_mean.append(max(CHOICES, key=lambda text: np.mean(logs[text])))
         by_sum.append(max(CHOICES, key=lambda text: np.sum(logs[text])))
-        nll.append(-np.mean(logs[sample.answer]))
+        nll.append(-np.mean(logs[one.answer]))
     right = [sample.answer for sample in CHOICE_TASK.test]
     assert [r["choice"] for r in records] == by_mean
     assert scores.likelihood == np.mean([a == b for a, b in zip(by_mean, right, strict=True)])
@@ -470,7 +470,7 @@ def test_the_adapter_is_a_peft_adapter(folder, tmp_path):
     lm.save_adapter(tmp_path)
     other = LanguageModel(peft.PeftModel.from_pretrained(tiny_t5(), tmp_path), byte_tokenizer(), 2048)
     sequences = [lm.encode(sample) for sample in SAMPLES]
-    assert sample_losses(other, sequences).equal(sample_losses(lm, sequences))
+    torch.testing.assert_close(sample_losses(other, sequences), sample_losses(lm, sequences), rtol=1e-5, atol=1e-5)
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------
@@ -564,11 +564,9 @@ def unprotected(tmp_path_factory):
 
 
 def run_short(folder, name):
-    """Two stages of three steps without dropout, in float64."""
+    """Three stages without dropout, in float64."""
     model = save_tiny_model(folder / "t5", tiny_t5(dropout_rate=0.0))
     values = tiny_values(folder, strategy=strategy(name), model={"name": str(model), "dtype": "float64"})
-    values["tasks"] = values["tasks"][:2]
-    values["training"] |= {"max_steps": 3}
     return run(make_config(values, "test"), folder, folder / "run")
 
 
@@ -577,6 +575,18 @@ def test_every_regularizer_acts(name, tmp_path, unprotected):
     out = run_short(tmp_path, name)
     assert results(out)["finished"]
     assert difference(adapter(out), adapter(unprotected)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ssr + mssr", "ssr-paper", "lamol"])
+def test_it_writes_its_own_rehearsal_data(name, tmp_path):
+    values = t5_values(tmp_path, strategy=name)
+    values["tasks"] = [task | {"description": f"Name the {task['name']} of a thing."} for task in values["tasks"][:2]]
+    values["synthesis"] = {"samples": 8, "max_input_tokens": 8, "batch_size": 8}
+    values["filters"] = {"heuristics": False, "perplexity": None, "consistency": None, "diversity": None}
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    costs = results(out)["costs"]
+    assert costs["generated_tokens"] > 0
+    assert costs["replayed_samples"] > 0 or name == "lamol"  # noise holds no "Output:" to part an answer from an input
 
 
 def test_truncation_is_counted(tmp_path):
@@ -595,10 +605,7 @@ def test_the_command_line(tmp_path):
         ran = retain_command("run", path, "--out", tmp_path / name, f"strategy={name}")
         assert ran.returncode == 0, ran.stderr
         assert "ACC" in ran.stdout
-    again = retain_command("run", path, "--out", tmp_path / "mssr")
-    assert again.returncode == 0 and "finished already" in again.stderr
     scored = retain_command("evaluate", tmp_path / "mssr", "--stage", 2)
     assert scored.returncode == 0 and "color" in scored.stdout
-    assert retain_command("report", tmp_path / "mssr").returncode == 0
     wrong = retain_command("run", path, "--out", tmp_path / "wrong", "lora.target_modules=[q_proj]")
     assert wrong.returncode == 2 and "it has" in wrong.stderr and "Traceback" not in wrong.stderr
