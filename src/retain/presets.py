@@ -107,13 +107,13 @@ SOURCES: dict[str, Source] = {
 class L2Options(Section):
     """Distance to the last stage's weights."""
 
-    weight: NonNegative = 1.0
+    weight: NonNegative = 0.5
 
 
 class EwcOptions(Section):
     """Elastic weight consolidation."""
 
-    weight: NonNegative = 1000.0
+    weight: NonNegative = 5000.0
     online: bool = False
     decay: Probability = 0.9
     samples: Count = 128
@@ -123,7 +123,7 @@ class EwcOptions(Section):
 class SiOptions(Section):
     """Synaptic intelligence."""
 
-    weight: NonNegative = 1.0
+    weight: NonNegative = 10.0
     damping: Positive = 0.001
 
 
