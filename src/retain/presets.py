@@ -38,6 +38,13 @@ PRESETS: dict[str, Preset] = {
     "none": Preset("plain fine-tuning, no replay: the lower bound", replay=False),
     "fixed": _replay("replay at equal intervals, samples drawn uniformly", "fixed", "constant", "uniform"),
     "er": _replay("experience replay at every step from a reservoir", "every", "constant", "uniform", "reservoir"),
+    "surprise": _replay(
+        "experience replay at every step from the samples that were hardest to learn",
+        "every",
+        "constant",
+        "uniform",
+        "surprise",
+    ),
     "mssr-sch": _replay(
         "expanding intervals and a falling ratio, samples drawn uniformly",
         "expanding",
