@@ -64,7 +64,7 @@ def test_shares_fill_the_capacity_and_differ_by_one_at_most(sizes, capacity):
 # Admission
 
 
-@pytest.mark.parametrize("admission", ["balanced", "reservoir", "fifo"])
+@pytest.mark.parametrize("admission", ["balanced", "reservoir", "fifo", "surprise"])
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5), capacity=st.integers(1, 50))
 def test_the_buffer_is_always_as_full_as_it_can_be(admission, sizes, capacity):
     buffer = fill(make(capacity, admission), *sizes)
@@ -119,6 +119,19 @@ def test_reservoir_counts_what_it_has_seen():
 def test_fifo_keeps_the_last():
     buffer = fill(make(4, "fifo"), 3, 3)
     assert list(buffer.samples) == ["t1/2", "t2/0", "t2/1", "t2/2"]
+
+
+def test_surprise_keeps_the_largest_losses_of_each_task():
+    buffer = make(5, "surprise")
+    buffer.admit(samples("t1", 6), 10, {f"t1/{k}": loss for k, loss in enumerate([0.1, 3.0, 2.0, 5.0, 1.0])}, 1)
+    assert list(buffer.samples) == ["t1/0", "t1/1", "t1/2", "t1/3", "t1/4"]  # t1/5 has no loss
+    buffer.memory.review(["t1/0"], [1e9], 12)  # a sample that became surprising stays
+    buffer.admit(samples("t2", 3), 20, {"t2/0": 1.0, "t2/1": 9.0, "t2/2": 4.0}, 2)
+    assert list(buffer.samples) == ["t1/0", "t1/1", "t1/3", "t2/1", "t2/2"]
+
+
+def test_surprise_without_losses_is_the_balanced_draw():
+    assert list(fill(make(4, "surprise"), 9, 9).samples) == list(fill(make(4), 9, 9).samples)
 
 
 def test_memory_follows_the_buffer():

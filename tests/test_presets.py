@@ -20,6 +20,12 @@ from retain.types import InputError
             {"priority": "uniform"},
             {"admission": "reservoir"},
         ),
+        (
+            "surprise",
+            {"kind": "every", "ratio_form": "constant"},
+            {"priority": "uniform"},
+            {"admission": "surprise"},
+        ),
         ("mssr-sch", {"kind": "expanding", "ratio_form": "interpolated"}, {"priority": "uniform"}, None),
         ("mssr-spl", {"kind": "fixed", "ratio_form": "constant"}, {"priority": "retention"}, None),
         ("mssr", {"kind": "expanding", "ratio_form": "interpolated"}, {"priority": "retention"}, None),
@@ -136,7 +142,7 @@ def test_every_regularizer_has_a_summary_and_defaults(name):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("msr", r"unknown strategy 'msr'; did you mean 'mssr'\? known are none, fixed, er, mssr-sch, "),
+        ("msr", r"unknown strategy 'msr'; did you mean 'mssr'\? known are none, fixed, er, surprise, "),
         ("MSSR", r"unknown strategy 'MSSR'; did you mean 'mssr'\?"),
         ("qqqqq", r"unknown strategy 'qqqqq'; known are none,"),
         ("mssr + ", r"unknown strategy ''; known are none,"),

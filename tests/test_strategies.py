@@ -38,6 +38,7 @@ OLD = [Sample(f"old/{k}", "old", f"Say {'x' * k}:\n", word) for k, word in enume
 OTHER = [Sample(f"other/{k}", "other", f"Name {'y' * k}:\n", word) for k, word in enumerate(["one", "two"])]
 NEW = [Sample(f"new/{k}", "new", f"Tell {'z' * k}:\n", word) for k, word in enumerate(["big", "small"])]
 TASK = Task("new", train=NEW)
+CONFIG = make_config({}, "test", need_tasks=False)
 
 
 def context(stage=2, stored=(*OLD, *OTHER), capacity=64):
@@ -74,7 +75,8 @@ def losses_under(strategy, lm, samples):
     for row in make_rows(lm, [lm.encode(sample) for sample in samples], max_members=3):
         logits = label_logits(lm, row)
         base = row_losses(token_losses(logits, row), row)
-        each = strategy.losses(lm.model, Batch([samples[k] for k in row.members], row), base, logits)
+        batch = Batch([samples[k] for k in row.members], row, torch.ones_like(base))
+        each = strategy.losses(lm.model, batch, base, logits)
         for member, loss in zip(row.members, each, strict=True):
             total[member] = loss
     return torch.stack(total)
@@ -283,7 +285,7 @@ def test_no_past_loss_rises_to_first_order(kind, options):
 @pytest.mark.parametrize("name", ["gem", "agem"])
 def test_an_empty_buffer_leaves_the_gradient(name):
     ctx = context(stored=[])
-    strategy = build(preset_of(name), ctx)
+    strategy = build(preset_of(name), ctx, CONFIG)
     strategy.begin_task(ctx.lm.model, TASK)
     for parameter in ctx.lm.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -335,7 +337,7 @@ def test_o_lora_turns_the_new_space_away_from_the_old(tmp_path):
 def test_o_lora_gradient_is_that_of_its_penalty():
     ctx = context(stage=3)
     lm = ctx.lm
-    strategy = build(preset_of({"name": "o-lora", "weight": 0.7, "l2": 0.2}), ctx)
+    strategy = build(preset_of({"name": "o-lora", "weight": 0.7, "l2": 0.2}), ctx, CONFIG)
     lm.put_adapter(ADAPTER, 8, seed=5)
     lm.activate()
     before = naive_logits(lm.model, lm, NEW[0])[0].detach()
@@ -397,7 +399,7 @@ def test_the_learner_gives_what_the_run_gives_where_ranks_grow(tmp_path):
     for task in load_tasks(make_config(values, "test"), tmp_path):
         learner.learn(task)  # scores earlier stages again, with their own adapters
     assert same_tensors(adapter(tmp_path / "other"), adapter(out))
-    assert learner.evaluate()["matrices"] == results(out)["matrices"]
+    np.testing.assert_allclose(learner.evaluate()["matrices"]["nll"], results(out)["matrices"]["nll"], rtol=1e-6)
 
 
 # ---- state ------------------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ class Buffer:
             if sample.id in candidates:
                 raise InputError(f"sample {sample.id!r} is in the buffer already; every sample needs its own id")
             candidates[sample.id] = sample
-        kept = self._kept(list(candidates.values()), len(samples), stage)
+        state = self.memory.snapshot(step)
+        known = dict(zip(state["id"].tolist(), state["ema_loss"].tolist(), strict=True)) | dict(losses)
+        kept = self._kept(list(candidates.values()), len(samples), stage, known)
         remaining = {one: candidates[one] for one in kept}
         entering = [one for one in kept if one not in self.samples]
         self.memory.add(entering, step, [losses.get(one) for one in entering])
@@ -100,12 +102,14 @@ class Buffer:
         self.memory.remove(gone)
         self.samples = {one: sample for one, sample in self.samples.items() if one not in gone}
 
-    def _kept(self, candidates: list[Sample], new: int, stage: int) -> list[str]:
+    def _kept(self, candidates: list[Sample], new: int, stage: int, losses: Mapping[str, float]) -> list[str]:
         """The ids that stay, in storage order; the last `new` candidates are the ones that ask for entry."""
         ids = [sample.id for sample in candidates]
         match self.config.admission:
             case "balanced":
                 return balanced_choice(candidates, self.config.capacity, self.seed)
+            case "surprise":
+                return balanced_choice(candidates, self.config.capacity, self.seed, losses)
             case "reservoir":
                 return self._reservoir(ids[: len(ids) - new], ids[len(ids) - new :], stage)
             case "fifo":
@@ -158,15 +162,19 @@ class Buffer:
         return buffer
 
 
-def balanced_choice(candidates: list[Sample], capacity: int, seed: int) -> list[str]:
-    """Each task keeps the samples with the smallest keys, which (seed, id) alone fix."""
+def balanced_choice(
+    candidates: list[Sample], capacity: int, seed: int, losses: Mapping[str, float] | None = None
+) -> list[str]:
+    """Each task keeps the samples with the smallest keys, which (seed, id) alone fix; given losses, those with the
+    largest, which a sample without one does not have."""
     groups: dict[str, list[str]] = {}
     for sample in candidates:
         groups.setdefault(sample.task, []).append(sample.id)
     shares = balanced_shares([len(ids) for ids in groups.values()], capacity)
     kept: list[str] = []
     for ids, share in zip(groups.values(), shares, strict=True):
-        chosen = np.sort(np.argsort(bits(seed, hashes=hash_ids(ids)), kind="stable")[:share])
+        surprise = np.nan_to_num([losses.get(one, np.nan) if losses else 0.0 for one in ids], nan=-np.inf)
+        chosen = np.sort(np.lexsort((bits(seed, hashes=hash_ids(ids)), -surprise))[:share])
         kept += [ids[row] for row in chosen]
     return kept
 

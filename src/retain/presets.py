@@ -38,6 +38,13 @@ PRESETS: dict[str, Preset] = {
     "none": Preset("plain fine-tuning, no replay: the lower bound", replay=False),
     "fixed": _replay("replay at equal intervals, samples drawn uniformly", "fixed", "constant", "uniform"),
     "er": _replay("experience replay at every step from a reservoir", "every", "constant", "uniform", "reservoir"),
+    "surprise": _replay(
+        "experience replay at every step from the samples that were hardest to learn",
+        "every",
+        "constant",
+        "uniform",
+        "surprise",
+    ),
     "mssr-sch": _replay(
         "expanding intervals and a falling ratio, samples drawn uniformly",
         "expanding",
@@ -107,13 +114,13 @@ SOURCES: dict[str, Source] = {
 class L2Options(Section):
     """Distance to the last stage's weights."""
 
-    weight: NonNegative = 1.0
+    weight: NonNegative = 0.5
 
 
 class EwcOptions(Section):
     """Elastic weight consolidation."""
 
-    weight: NonNegative = 1000.0
+    weight: NonNegative = 5000.0
     online: bool = False
     decay: Probability = 0.9
     samples: Count = 128
@@ -123,7 +130,7 @@ class EwcOptions(Section):
 class SiOptions(Section):
     """Synaptic intelligence."""
 
-    weight: NonNegative = 1.0
+    weight: NonNegative = 10.0
     damping: Positive = 0.001
 
 

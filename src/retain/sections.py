@@ -142,7 +142,7 @@ class BufferConfig(Section):
     """The bounded store of replayable samples (MSSR Table 12)."""
 
     capacity: Count = 1024
-    admission: Literal["balanced", "reservoir", "fifo"] = "balanced"
+    admission: Literal["balanced", "reservoir", "fifo", "surprise"] = "balanced"
     seed: TaskConfig | None = None
 
 
