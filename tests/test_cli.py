@@ -18,7 +18,7 @@ import retain
 from retain import cli
 from retain.types import InputError
 
-COMMANDS = ["run", "quickstart", "plan", "simulate", "evaluate", "report", "tasks", "models"]
+COMMANDS = ["run", "quickstart", "plan", "simulate", "evaluate", "synthesize", "review", "report", "tasks", "models"]
 TRACE = {
     "config": {"time_unit": 10},
     "ops": [

@@ -173,6 +173,63 @@ def evaluate(
 
 @app.command()
 @guarded
+def synthesize(
+    folder: RunFolder,
+    task: Annotated[str, typer.Option(help="The task to write samples of.")],
+    out: Annotated[str, typer.Option(help="The file: .jsonl, .jsonl.gz or .jsonl.zst.")],
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples to keep.")] = 500,
+    stage: Annotated[int | None, typer.Option(min=1, help="The adapter after this stage; the last by default.")] = None,
+    demonstrations: Annotated[
+        str | None, typer.Option(help="JSON lines with input and answer to show in the prompt.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+) -> None:
+    """Let the model of a finished run write samples of a task it has learned.
+
+    \b
+    Examples:
+      retain synthesize runs/my-run --task tickets -n 500 --out tickets.jsonl.gz
+      retain synthesize runs/my-run --task tickets --out t.jsonl synthesis.temperature=1.2 filters.perplexity=null
+    """
+    path = _run_folder(folder)
+    from retain.cli_views import funnel_table
+    from retain.synthesize import synthesize as write_samples
+
+    shown = Path(demonstrations) if demonstrations else None
+    written = write_samples(
+        path, task, count, Path(out), stage=stage, overrides=overrides or [], demonstrations=shown, force=force
+    )
+    _print(funnel_table(written.facts()))
+    typer.echo(f"{len(written.kept)} samples: {out}")
+
+
+@app.command()
+@guarded
+def review(
+    folder: RunFolder,
+    task: Annotated[str | None, typer.Option(help="Only samples of this task.")] = None,
+    rater: Annotated[str | None, typer.Option(help="Your name; that of your account by default.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each task, instead of `filters.human_samples`.")
+    ] = None,
+    scale: Annotated[bool, typer.Option("--scale", help="Rate from 1 to 5 on four criteria.")] = False,
+) -> None:
+    """Look at the synthetic samples of a run one by one and say which are good. Run it again to go on.
+
+    \b
+    Examples:
+      retain review runs/my-run --rater ada
+      retain review runs/my-run --task tickets --count 20 --scale
+    """
+    path = _run_folder(folder)
+    from retain.cli_review import review as review_samples
+
+    review_samples(path, task, rater, count, scale, _print)
+
+
+@app.command()
+@guarded
 def report(
     folder: RunFolder,
     out: Annotated[str | None, typer.Option(help="Also write the page to this file.")] = None,

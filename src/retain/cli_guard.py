@@ -13,9 +13,9 @@ from typing import Any
 
 import typer
 
-from retain.types import InputError
+from retain.types import GateError, InputError
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_INPUT, GATE, INTERRUPTED = 1, 2, 3, 130
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,6 +36,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(FAILED) from None
         except InputError as error:
             _stop(f"error: {error}", WRONG_INPUT)
+        except GateError as error:
+            _stop(f"not met: {error}", GATE)
         except Exception as error:
             if os.environ.get("RETAIN_DEBUG"):
                 traceback.print_exc()

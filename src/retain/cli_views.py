@@ -79,6 +79,20 @@ def score_table(answer: dict[str, Any]) -> RenderableType:
     return table
 
 
+def funnel_table(facts: dict[str, Any]) -> RenderableType:
+    """What became of the samples that were written, filter by filter, and the account in words."""
+    table = _table("", "samples")
+    table.add_row("generated", str(facts["generated"]))
+    for name, dropped in facts["dropped"].items():
+        table.add_row(f"dropped by {name.replace('_', ' ')}", str(-dropped))
+    spare = facts["generated"] - sum(facts["dropped"].values()) - facts["kept"]
+    if spare:
+        table.add_row("more than asked for", str(-spare))
+    table.add_row(f"kept of {facts['asked']} asked for", str(facts["kept"]))
+    spent = f"{facts['generated_tokens']:,} tokens in {facts['seconds']:.1f} s"
+    return Group(table, Text(facts["account"]), Text(spent))
+
+
 def builtin_tasks() -> RenderableType:
     """The built-in suite, each with an example."""
     from retain.tasks.builtin import BUILTIN

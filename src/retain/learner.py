@@ -25,6 +25,7 @@ from retain.model import ALIASES, LanguageModel
 from retain.presets import preset_of
 from retain.rehearsal import CurriculumReplayer, pool, stage_curriculum
 from retain.report import write_report
+from retain.reviews import require_approval
 from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
 from retain.sections import TaskConfig
@@ -132,7 +133,7 @@ class Learner:
 
     def _load_spec(self, values: Any) -> tuple[Task, TaskConfig]:
         spec = make_config({"tasks": [values]}, "task", need_tasks=False).tasks[0]
-        return load_task(spec, self.config, self.base, self._holds_out, needs_test=False), spec
+        return load_task(spec, self.config, self.base, needs_validation(self.config), needs_test=False), spec
 
     def _load_rows(self, values: dict[str, Any]) -> tuple[Task, TaskConfig]:
         """Rows given as lists take the same way as rows in a file."""
@@ -145,11 +146,6 @@ class Learner:
                 Path(path).write_text(_json_lines(rows[split], f"task {values.get('name')!r}: {split}"), "utf-8")
             task, spec = self._load_spec({**values, **paths})
         return task, spec.model_copy(update=dict.fromkeys(rows, IN_MEMORY))
-
-    @property
-    def _holds_out(self) -> bool:
-        """Whether something needs validation samples that a task may not bring itself."""
-        return needs_validation(self.config)
 
     def train(self, task: Task) -> None:
         """Train the next stage, or skip it where it is finished already."""
@@ -212,6 +208,7 @@ class Learner:
         if not preset_of(self.config.strategy).source:
             return None
         check_descriptions(self.config, [task])
+        require_approval(self.dir.path, self.config)
         return SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if len(self.stages) > 1 else None, self.dir.log)
 
     def _pool(self, stage: Stage) -> dict[str, int]:

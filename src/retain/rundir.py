@@ -60,7 +60,7 @@ class RunDir:
         for leftover in self.stages.glob(".*"):
             shutil.rmtree(leftover)
         write_text(self.config_file, dump_config(config))
-        self._drop_torn_line()
+        drop_torn_line(self.path / "journal.jsonl")
         return config
 
     def _lock(self) -> None:
@@ -85,12 +85,6 @@ class RunDir:
                 f"output: {self.path} holds another run; what differs: {'; '.join(changes[:5])}{more}. "
                 "Choose another directory with --out, or restore these values to resume"
             )
-
-    def _drop_torn_line(self) -> None:
-        """Cut off a journal line that a crash left half-written."""
-        path = self.path / "journal.jsonl"
-        if path.exists() and not (whole := path.read_bytes()).endswith(b"\n"):
-            os.truncate(path, whole.rfind(b"\n") + 1)
 
     @property
     def config_file(self) -> Path:
@@ -192,6 +186,12 @@ def _truncated(scores: dict[str, Any]) -> dict[str, int]:
 def _change(matrix: list[list[float | None]], tasks: list[str]) -> dict[str, float | None]:
     pairs = zip(tasks, matrix[0], matrix[-1], strict=True) if matrix else []
     return {task: None if None in (first, last) else last - first for task, first, last in pairs}
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off the last line of a file of JSON lines, if there is one and a crash left it half-written."""
+    if path.exists() and not (whole := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, whole.rfind(b"\n") + 1)
 
 
 def write_text(path: Path, text: str) -> None:

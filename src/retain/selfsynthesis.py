@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from retain.buffer import Buffer, balanced_choice
 from retain.cards import TaskCard, read_cards, write_cards
 from retain.config import Config
 from retain.model import LanguageModel
+from retain.quality.filters import Candidate
 from retain.rehearsal import samples_asked
 from retain.store import NAME, read_lines, write_lines
 from retain.synthesis.prompts import Pair, writing_prompt
@@ -72,10 +74,8 @@ class SelfSynthesis:
     ) -> None:
         """At a stage's end: write its task's samples (all tasks' every k stages) and keep what may be kept."""
         writer = Writer(self.lm, self.config)
-        real = [(task.frame.input_of(sample), sample.answer) for sample in task.train]
-        prompt = writing_prompt(self.config.synthesis, TaskCard.of(task, stage)).strip()
-        card = replace(TaskCard.of(task, stage, [prompt], writer.embed), **real_perplexities(writer, real))
-        self.cards[task.name] = card
+        real = real_pairs(task)
+        card = self.cards[task.name] = learned_card(writer, task, stage, real)
         self.demonstrations[task.name] = real[: self.config.synthesis.demonstrations]
         every = self.config.synthesis.every
         chosen = list(self.cards.values()) if every and stage % every == 0 else [card]
@@ -89,7 +89,7 @@ class SelfSynthesis:
             old = [s.id for s in buffer.samples.values() if s.task == one.name and s.confidence is not None]
             buffer.drop(old)
             buffer.admit(samples, step, {}, stage)
-            rows += [_row(sample.id, one.name, kept) for sample, kept in zip(samples, written.kept, strict=True)]
+            rows += [sample_row(sample.id, one.name, kept) for sample, kept in zip(samples, written.kept, strict=True)]
         self._forget(task, buffer, step, losses, stage)
         self._save(folder, rows)
 
@@ -137,12 +137,20 @@ class SelfSynthesis:
 
 
 def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:
-    """Every task that is learned needs a description; a short one is a warning. Raises InputError."""
+    """Every task that is learned needs a description (a short one is a warning), people something to look at.
+
+    Raises InputError.
+    """
     missing = [task.name for task in tasks if task.is_stage and not task.description.strip()]
     if (missing and "{description}" in config.synthesis.prompt) or (missing and config.synthesis.method != "joint"):
         raise InputError(
             f"task {', '.join(missing)}: no description, and synthesis writes samples from it; add "
             'description: "..." to the task (what comes in, what should come out, in which style)'
+        )
+    if config.filters.human and config.storage.mode in ("cached", "on-demand"):
+        raise InputError(
+            f"filters.human: storage.mode {config.storage.mode} writes samples inside a stage, where nobody can look "
+            "at them; set storage.mode: stored or hybrid, or filters.human: false"
         )
     for task in tasks:
         if task.is_stage and task.description and len(task.description.split()) < 4:
@@ -159,13 +167,26 @@ def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:
             )
 
 
-def _row(name: str, task: str, kept: Any) -> dict[str, Any]:
+def real_pairs(task: Task) -> list[Pair]:
+    """Input and answer of each training sample."""
+    return [(task.frame.input_of(sample), sample.answer) for sample in task.train]
+
+
+def learned_card(writer: Writer, task: Task, stage: int, real: Sequence[Pair]) -> TaskCard:
+    """The card of a task whose samples, `real`, are at hand, with the writer's view of them."""
+    prompt = writing_prompt(writer.synthesis, TaskCard.of(task, stage)).strip()
+    return replace(TaskCard.of(task, stage, [prompt], writer.embed), **real_perplexities(writer, real))
+
+
+def sample_row(name: str, task: str, kept: Candidate) -> dict[str, Any]:
+    """A written sample with its scores as a line of a file; an infinite perplexity is null."""
+    finite = kept.perplexity is not None and math.isfinite(kept.perplexity)
     return {
         "id": name,
         "task": task,
         "input": kept.input,
         "answer": kept.answer,
-        "perplexity": kept.perplexity,
+        "perplexity": kept.perplexity if finite else None,
         "consistency": kept.consistency,
         "votes": kept.votes,
     }

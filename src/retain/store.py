@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from retain.types import InputError
 
 SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
+COMPRESSIONS = {suffix: name for name, suffix in SUFFIXES.items()}
 NAME = "synthetic.jsonl"
 
 
@@ -24,17 +25,32 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]], compression: str | N
     return path
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file of JSON lines, decompressed by its suffix; a broken file is an InputError."""
-    compression = {suffix: name for name, suffix in SUFFIXES.items()}.get(path.suffix)
+def read_lines(path: Path, texts: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, decompressed by its suffix; each has a text under every key of `texts`.
+
+    An InputError names a broken file, and the line.
+    """
     try:
-        with pa.input_stream(str(path), compression=compression) as stream:
-            lines = stream.read().decode("utf-8", errors="surrogatepass").splitlines()
-        yield from (json.loads(line) for line in lines)
+        with pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix)) as stream:
+            lines = stream.read().decode("utf-8", errors="surrogatepass").split("\n")  # U+2028 ends no line
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _row(line, number, texts)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: is not what a run wrote or is broken ({error})") from None
+
+
+def _row(line: str, number: int, texts: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: not valid JSON: {error}") from None
+    lacks = [key for key in texts if not isinstance(row, dict) or not isinstance(row.get(key), str)]
+    if lacks:
+        raise ValueError(f'line {number}: no text under "{lacks[0]}"')
+    return row
 
 
 def synthetic_file(folder: Path) -> Path | None:

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """The user's input is wrong. The command prints the message alone and exits with 2."""
 
 
+class GateError(Exception):
+    """A condition that the configuration sets is not met. The command prints the message alone and exits with 3."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One example of a task.

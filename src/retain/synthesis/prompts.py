@@ -13,6 +13,7 @@ from retain.sections import SynthesisConfig
 
 Pair = tuple[str, str]  # an input and its answer
 INPUT, OUTPUT = "Input:", "Output:"
+SHOWING = ("in-context", "pairs")  # methods whose prompt holds demonstrations
 BOUNDARY = re.compile(rf"(?:^|\n)\s*(?={INPUT}|{OUTPUT})|\n\s*\n(?=Task:|Example|Generate )")
 
 

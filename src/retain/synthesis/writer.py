@@ -219,7 +219,7 @@ class Writer:
             card.reference,
             only=only,
             stages_since=stage - card.stage,
-            score=lambda left: self._score(card, left),
+            score=lambda left: self.score(card, left),
             vote=lambda left: self._vote(card, left, seed),
             embed=self._foreign if config.similarity == "sentence-transformers" else self.embed,
             seed=seed,
@@ -232,8 +232,8 @@ class Writer:
             return config
         return config.model_copy(update={"perplexity": card.perplexity_limit})
 
-    def _score(self, card: TaskCard, candidates: list[Candidate]) -> None:
-        """Perplexity of the text without a prompt, and consistency where writing did not give it."""
+    def score(self, card: TaskCard, candidates: Sequence[Candidate]) -> None:
+        """Set the perplexity of the text without a prompt, and consistency where writing did not give it."""
         values = self.perplexities([(one.input, one.answer) for one in candidates])
         for one, value in zip(candidates, values, strict=True):
             one.perplexity = float(value)

@@ -1,0 +1,129 @@
+"""Write samples of a task that a finished run has learned, with their scores, into a file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from retain.cards import CARDS_FILE, TaskCard, read_cards
+from retain.checks import needs_validation
+from retain.config import Config, diff_config, load_config
+from retain.device import open_model
+from retain.presets import preset_of
+from retain.rundir import RunDir
+from retain.selfsynthesis import DEMONSTRATIONS, check_descriptions, learned_card, real_pairs, sample_row
+from retain.store import COMPRESSIONS, read_lines, write_lines
+from retain.synthesis.prompts import SHOWING, Pair
+from retain.synthesis.writer import Writer, Written
+from retain.tasks import load_task
+from retain.types import InputError
+
+CHANGEABLE = ("synthesis.", "filters.", "tasks.", "seed")
+NUMBER = 1  # of this writing; 0 is the run's own, so that its samples are not written again
+
+
+def synthesize(
+    run_dir: Path,
+    task: str,
+    count: int,
+    out: Path,
+    *,
+    stage: int | None = None,
+    overrides: Sequence[str] = (),
+    demonstrations: Path | None = None,
+    force: bool = False,
+) -> Written:
+    """Write `count` samples of `task` into `out` (.jsonl, .jsonl.gz or .jsonl.zst), one a line with its scores.
+
+    stage: whose adapter writes, the last finished one by default. overrides: `key=value` of the sections synthesis
+    and filters, of a task, and of the seed. demonstrations: rows with input and answer to show in the prompt. An
+    existing file is an InputError without `force`.
+    """
+    compression = _compression(out, force)
+    config = _config(run_dir, overrides, demonstrations is not None)
+    folder, number, learned_in = _stage(run_dir, config, task, stage)
+    shown = _demonstrations(folder, task, demonstrations)
+    lm, _ = open_model(config, run_dir)
+    lm.load_adapter(folder / "adapter")
+    writer = Writer(lm, config)
+    card, real = _card(writer, config, run_dir, folder, task, learned_in)
+    shown = shown or real[: config.synthesis.demonstrations]
+    if config.synthesis.method in SHOWING and not shown:
+        raise InputError(
+            f"synthesis.method: {config.synthesis.method} shows real samples, and {run_dir} keeps none of {task}; "
+            "give some with --demonstrations, or set synthesis.method=two-stage"
+        )
+    written = writer.write(card, count, number, shown, NUMBER)
+    writer.score(card, written.kept)
+    rows = [sample_row(f"{task}/synthesized/{number}/{k}", task, one) for k, one in enumerate(written.kept)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(write_lines(out.with_name(f".{out.name}.part"), rows, compression), out)
+    return written
+
+
+def _compression(out: Path, force: bool) -> str | None:
+    """How `out` is compressed, by its suffix, after a look whether it may be written."""
+    if not re.search(rf"\.jsonl({'|'.join(COMPRESSIONS)})?$", out.name):
+        allowed = ", ".join(f".jsonl{suffix}" for suffix in ("", *COMPRESSIONS))
+        raise InputError(f"--out: {str(out)!r}; its name must end in one of {allowed}")
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a directory; name a file in it")
+    if out.exists() and not force:
+        raise InputError(f"--out: {out} is there already; choose another name, or overwrite it with --force")
+    return COMPRESSIONS.get(out.suffix)
+
+
+def _config(run_dir: Path, overrides: Sequence[str], showing: bool) -> Config:
+    """The run's configuration under the overrides; `showing`: with a method that shows demonstrations."""
+    file = run_dir / "config.yaml"
+    config = load_config(file, list(overrides), need_tasks=False)
+    changes = diff_config(load_config(file, need_tasks=False), config)
+    if fixed := [change for change in changes if not change.startswith(CHANGEABLE)]:
+        allowed = "synthesis, filters, a task's keys and the seed"
+        raise InputError(f"{fixed[0]}: the run was trained with the old value; what may change here: {allowed}")
+    if showing and config.synthesis.method not in SHOWING:
+        config = config.model_copy(update={"synthesis": config.synthesis.model_copy(update={"method": "in-context"})})
+    return config
+
+
+def _stage(run_dir: Path, config: Config, task: str, stage: int | None) -> tuple[Path, int, int]:
+    """The folder of the stage whose adapter writes, its number, and that of the stage that learned the task."""
+    directory = RunDir(run_dir)
+    rows = directory.rows()
+    stage = len(rows) - 1 if stage is None else stage
+    if not 1 <= stage < len(rows):
+        raise InputError(f"stage: {run_dir} has {max(len(rows) - 1, 0)} finished stages; {stage} is none of them")
+    learned = {directory.scores(row)["task"]: number for number, row in enumerate(rows[1 : stage + 1], start=1)}
+    if preset_of(config.strategy).joint:
+        learned = {spec.name: 1 for spec in config.tasks if spec.train}
+    if task not in learned:
+        raise InputError(f"--task: {task!r} is not learned after stage {stage} of {run_dir}; {', '.join(learned)} are")
+    return rows[stage], stage, learned[task]
+
+
+def _demonstrations(folder: Path, task: str, given: Path | None) -> list[Pair]:
+    """The user's demonstrations, or those that the run kept of the task."""
+    if given is None and not (folder / DEMONSTRATIONS).exists():
+        return []
+    rows = read_lines(given or folder / DEMONSTRATIONS, ("input", "answer"))
+    found = [(row["input"], row["answer"]) for row in rows if given or row.get("task") == task]
+    if given and not found:
+        raise InputError(f"--demonstrations: {given} is empty")
+    return found
+
+
+def _card(
+    writer: Writer, config: Config, run_dir: Path, folder: Path, task: str, learned_in: int
+) -> tuple[TaskCard, list[Pair]]:
+    """What is known of the task: the run's card, or one made of its data, which come along as pairs."""
+    spec = next(spec for spec in config.tasks if spec.name == task)
+    cards = {card.name: card for card in read_cards(folder)} if (folder / CARDS_FILE).exists() else {}
+    if task in cards:
+        return replace(cards[task], description=spec.description or cards[task].description), []
+    loaded = load_task(spec, config, run_dir, needs_validation(config), needs_test=False)
+    check_descriptions(config, [loaded])
+    real = real_pairs(loaded)
+    return learned_card(writer, loaded, learned_in, real), real
