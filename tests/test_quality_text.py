@@ -81,6 +81,7 @@ def test_ngram_hashes_are_equal_where_the_ngrams_are(texts, n):
         ("A film \ud83d to see twice.", "positive", "control characters"),
         ("A film \ufffd to see twice.", "positive", "control characters"),
         ("A film \u202egnihtyna to see.", "positive", "control characters"),
+        ("a fine film to see\npositive", "positive", "label as a line"),
         ("A fine film. Output: positive", "positive", "prompt remains"),
         ("Input: a fine film to see", "positive", "prompt remains"),
         ("a fine film\nAnswer: positive", "positive", "prompt remains"),

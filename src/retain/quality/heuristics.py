@@ -72,6 +72,8 @@ def faults(
         yield "control characters"
     if any(map(PROMPT.search, both)):
         yield "prompt remains"
+    if choices and any(line.strip() in choices for line in input.splitlines()):
+        yield "label as a line"
     if any(map(MARKUP.search, both)):
         yield "markup"
     spoken, answered = words(input), words(answer)
