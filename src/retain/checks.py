@@ -10,7 +10,6 @@ from retain.config import Config
 from retain.evaluate import evaluate_task
 from retain.losses import sample_losses
 from retain.model import LanguageModel
-from retain.presets import preset_of
 from retain.rehearsal import CurriculumReplayer
 from retain.scheduler import Replayer
 from retain.schedules import every_steps
@@ -19,12 +18,6 @@ from retain.types import Sample, Task
 
 PROBE = 32  # synthetic samples whose loss an adaptive curriculum looks at
 VALIDATE_EVERY = 0.1  # of a stage, for early stopping
-
-
-def needs_validation(config: Config) -> bool:
-    """Whether something needs validation samples that a task may not bring itself."""
-    adaptive = preset_of(config.strategy).source is not None and config.curriculum.kind == "adaptive"
-    return adaptive or config.training.patience is not None
 
 
 class Checks:

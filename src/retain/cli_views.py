@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,12 +23,15 @@ MAX_TOKENIZED = 500
 
 def make_plan(config: Config, base: Path) -> dict[str, Any]:
     """The JSON of `retain plan`: stages, events, totals, and tokens where the tokenizer is at hand."""
+    from retain.choosing import settle
     from retain.scheduler import plan_run, plan_to_dict
 
-    stages = [task for task in _load_tasks(config, base) if task.is_stage]
+    asked, (config, tasks, choice) = config, settle(config, base)
+    stages = [task for task in tasks if task.is_stage]
     seed = _load_seed(config, base)
     plans = plan_run(config, [(task.name, len(task.train)) for task in stages], len(seed.train) if seed else 0)
-    return plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base, config.training.max_length))
+    plan = plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base, config.training.max_length))
+    return {**plan, "choice": {"taken": asked is not config, **asdict(choice)}}
 
 
 def calendar(plan: dict[str, Any]) -> RenderableType:
@@ -45,6 +49,11 @@ def calendar(plan: dict[str, Any]) -> RenderableType:
     notes = [Text(f"totals: {totals}")]
     if any(event.get("projected") for stage in plan["stages"] for event in stage["events"]):
         notes.append(Text("~ projected: decided while training, by the memory's state"))
+    choice = plan["choice"]
+    verb = "takes" if choice["taken"] else "would take"
+    notes.append(Text(f"strategy: auto {verb} {choice['strategy']}: {choice['why']}"))
+    for task, why in choice["unsuited"].items():
+        notes.append(Text(f"rehearsal by synthesis does not suit {task}: {why}"))
     return Group(table, *notes)
 
 
@@ -133,11 +142,11 @@ def known_models() -> RenderableType:
 def _load_tasks(config: Config, base: Path) -> list[Task]:
     from retain.tasks import load_tasks
 
-    return load_tasks(config, base, split_validation=config.training.patience is not None)
+    return load_tasks(config, base, split_validation=config.needs_validation)
 
 
 def _load_seed(config: Config, base: Path) -> Task | None:
-    if config.buffer.seed is None:
+    if config.buffer.seed is None or config.buffer.seed.synthesize:
         return None
     from retain.tasks import load_task
 

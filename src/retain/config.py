@@ -55,7 +55,21 @@ class Config(Section):
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42
     data_seed: Seed = 42
+    keep_data: bool = True
     output: Text = "runs/my-run"
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether something needs validation samples that a task may not bring itself."""
+        adaptive = presets.preset_of(self.strategy).source is not None and self.curriculum.kind == "adaptive"
+        return adaptive or self.training.patience is not None
+
+    @property
+    def written_seed(self) -> int:
+        """Samples that the untouched model is asked to write into the buffer before the first stage."""
+        seed = self.buffer.seed
+        asked = seed and seed.synthesize and presets.preset_of(self.strategy).keeps_buffer
+        return seed.synthesize.samples if asked else 0
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -92,6 +106,8 @@ def make_config(values: dict[str, Any], source: str, lines: Lines | None = None,
         config = Config.model_validate({"tasks": [], **values})
     except ValidationError as error:
         problems += problems_of(error, Config, values)
+    if not problems and not config.keep_data and (kept := _kept_data(config)):
+        problems.append((("keep_data",), f"false, but {kept}; change that, or set strategy: auto"))
     if problems:
         raise problem_report(problems, source, lines or {})
     return config
@@ -113,6 +129,23 @@ def diff_config(old: Config, new: Config) -> list[str]:
     ]
 
 
+def with_strategy(config: Config, strategy: str) -> Config:
+    """The configuration under another strategy, whose defaults lie under the keys that were given."""
+    return make_config({**config.model_dump(exclude_unset=True), "strategy": strategy}, f"strategy {strategy!r}")
+
+
+def _kept_data(config: Config) -> str | None:
+    """In words, what keeps data of past tasks; None where nothing does."""
+    chosen = presets.preset_of(config.strategy)
+    if chosen.keeps_buffer and not chosen.source:
+        return f"strategy {chosen.name!r} keeps samples of past tasks"
+    if chosen.source and config.storage.mode == "hybrid":
+        return "storage.mode: hybrid keeps real samples of past tasks"
+    if chosen.source and config.synthesis.demonstrations:
+        return f"synthesis.demonstrations: {config.synthesis.demonstrations} keeps real samples of past tasks"
+    return None
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """Every key with its value; the options of a strategy stand under their names."""
     chosen = presets.preset_of(config.strategy)
@@ -131,7 +164,9 @@ def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("tasks"), list):
         values["tasks"] = [_spell_task(task) for task in values["tasks"]]
     buffer = values.get("buffer")
-    if isinstance(buffer, dict) and isinstance(buffer.get("seed"), str):
+    if isinstance(buffer, dict) and buffer.get("seed") == "synthesize":
+        values["buffer"] = {**buffer, "seed": {"name": "seed", "synthesize": {}}}
+    elif isinstance(buffer, dict) and isinstance(buffer.get("seed"), str):
         values["buffer"] = {**buffer, "seed": {"name": "seed", "train": buffer["seed"]}}
     elif isinstance(buffer, dict) and isinstance(buffer.get("seed"), dict):
         values["buffer"] = {**buffer, "seed": {"name": "seed", **_spell_task(buffer["seed"])}}

@@ -119,7 +119,7 @@ def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 def read_prompts(lm: LanguageModel, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """What the encoder makes (P, T, D) of its prompts; adapters count."""
-    return lm.model.get_base_model().get_encoder()(input_ids=input_ids, attention_mask=mask)[0]
+    return lm.unwrapped.get_encoder()(input_ids=input_ids, attention_mask=mask)[0]
 
 
 def pair_logits(lm: LanguageModel, row: PairRow) -> torch.Tensor:
@@ -138,7 +138,7 @@ def pair_logits(lm: LanguageModel, row: PairRow) -> torch.Tensor:
 @contextmanager
 def _head_at(lm: LanguageModel, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
     """Let the head see the given positions only: these models have no `logits_to_keep`."""
-    head = lm.model.get_base_model().get_output_embeddings()
+    head = lm.unwrapped.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):  # an embedding that serves as head is called for the input too
         yield
         return

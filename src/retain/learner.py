@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from retain.buffer import Buffer
-from retain.checks import Checks, needs_validation
+from retain.checks import Checks
 from retain.config import Config, make_config
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
-from retain.model import ALIASES, LanguageModel
-from retain.presets import preset_of
+from retain.model import LanguageModel
+from retain.presets import AUTO, preset_of
 from retain.rehearsal import CurriculumReplayer, pool, stage_curriculum
+from retain.relocation import SPLITS, relocate
 from retain.report import write_report
 from retain.reviews import require_approval
 from retain.rundir import RunDir, write_json
@@ -31,13 +32,13 @@ from retain.scheduler import Replayer, plan_run
 from retain.sections import TaskConfig
 from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
+from retain.synthesis.general import write_seed
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
 from retain.trainer import LOWER_RATE, Stage, StageRecord, Watch, train_stage
 from retain.types import IN_MEMORY, InputError, Task
 
 log = logging.getLogger("retain")
-SPLITS = ("train", "validation", "test")
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -69,6 +70,8 @@ class Learner:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
         chosen = preset_of(config.strategy)
+        if chosen.name == AUTO:
+            raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
         self.base, self.dir = base, RunDir(out)
         self.tasks, self.stages = list(tasks or []), []
@@ -76,7 +79,7 @@ class Learner:
         self.dir.settle_buffer()
         self._lm: LanguageModel | None = None
         seed = config.buffer.seed
-        self._seed = load_task(seed, config, base, needs_test=False).train if seed else []
+        self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
         self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
         if not self.dir.rows():
@@ -133,7 +136,7 @@ class Learner:
 
     def _load_spec(self, values: Any) -> tuple[Task, TaskConfig]:
         spec = make_config({"tasks": [values]}, "task", need_tasks=False).tasks[0]
-        return load_task(spec, self.config, self.base, needs_validation(self.config), needs_test=False), spec
+        return load_task(spec, self.config, self.base, self.config.needs_validation, needs_test=False), spec
 
     def _load_rows(self, values: dict[str, Any]) -> tuple[Task, TaskConfig]:
         """Rows given as lists take the same way as rows in a file."""
@@ -227,12 +230,13 @@ class Learner:
     def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""
         section, storage = self.config.curriculum, self.config.storage
-        needed = "similarity" in (section.kind, section.split) and stage.number > 1
-        similarities = synthesis.similarities(stage.task) if needed else None
+        needed = "similarity" in (section.kind, section.split)
+        similarities = synthesis.similarities(stage.task, buffer) if needed else None
         curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, buffer.tasks, similarities)
         if self.dir.scores(self.dir.rows()[-1]).get("drifted") or synthesis.drifted:
             curriculum.lower(self.config.monitor.lower_by)
-        real = [name for name, sample in buffer.samples.items() if sample.confidence is None]
+        past = [sample for sample in buffer.samples.values() if sample.task in synthesis.cards]
+        real = [sample.id for sample in past if sample.confidence is None]
         due = real if storage.mode == "hybrid" and stage.number % storage.refresh_every == 0 else []
         return CurriculumReplayer(stage.plan, self.config, stage.number, buffer, curriculum, due)
 
@@ -298,7 +302,7 @@ class Learner:
     def _score_base(self) -> None:
         if not self.dir.rows():
             with self.dir.finish_row(0, "base") as folder, self.lm.base():
-                self._score(folder, 0, {"seconds": 0.0})
+                self._score(folder, 0, write_seed(self.lm, self.config, folder / "buffer", self.dir.log))
 
     def _score(self, folder: Path, row: int, costs: dict[str, float], **facts: Any) -> None:
         """Score every task with the model as it is now, into scores.json and predictions.jsonl."""
@@ -367,27 +371,6 @@ class Learner:
                 f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
                 "restore the data, or start anew in another directory with --out"
             )
-
-
-def relocate(config: Config, base: Path, folder: Path) -> Config:
-    """The same configuration with its local paths rewritten from `base` to `folder`, where it will lie."""
-
-    def move(source: str | None) -> str | None:
-        local = source and (base / source).exists()
-        return os.path.relpath((base / source).resolve(), folder.resolve()) if local else source
-
-    def moved(task: TaskConfig | None) -> TaskConfig | None:
-        return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS})
-
-    model = config.model.model_copy(update={"name": move(config.model.name)})
-    return config.model_copy(
-        update={
-            "model": model if config.model.name not in ALIASES else config.model,
-            "tasks": [moved(task) for task in config.tasks],
-            "buffer": config.buffer.model_copy(update={"seed": moved(config.buffer.seed)}),
-            "output": ".",
-        }
-    )
 
 
 def _json_lines(rows: list[Any], where: str) -> str:

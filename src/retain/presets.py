@@ -15,6 +15,7 @@ from retain.sections import Count, NonNegative, Positive, Probability, Section, 
 from retain.types import InputError
 
 DEFAULT = "mssr"
+AUTO = "auto"  # stands for the one that `retain.choosing` takes once the tasks are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ CLASHES: dict[frozenset[str], str] = {
     },
 }
 
-NAMES: tuple[str, ...] = (*PRESETS, *SOURCES, *REGULARIZERS)
+NAMES: tuple[str, ...] = (*PRESETS, *SOURCES, *REGULARIZERS, AUTO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,7 @@ def preset_of(value: Any) -> Resolved:
         schedule = next((REGULARIZERS[name].preset for name, _ in regularizers if REGULARIZERS[name].preset), None)
     replay = schedule if schedule and PRESETS[schedule].replay else None
     return Resolved(
-        name=" + ".join(name for name in (*SOURCES, *PRESETS, *REGULARIZERS) if name in parts),
+        name=" + ".join(name for name in (*SOURCES, *PRESETS, *REGULARIZERS, AUTO) if name in parts),
         replay=replay,
         source=source,
         joint="joint" in parts,
@@ -336,6 +337,8 @@ def _checked(named: list[tuple[str, Section | None]], value: Any) -> dict[str, S
         found = [name for name in parts if name in table]
         if len(found) > 1:
             raise InputError(f"{' + '.join(found)!r} names {len(found)} {what}; a run takes one of them")
+    if AUTO in parts and len(parts) > 1:
+        raise InputError("'auto' chooses the whole strategy and stands alone; leave it out to choose yourself")
     others = [name for name in parts if name not in ("none", "joint")]
     if "joint" in parts and others:
         raise InputError(f"'joint' trains all tasks in one stage and stands alone; leave out {' and '.join(others)}")

@@ -11,12 +11,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from retain.checks import needs_validation
+from retain.choosing import settle
 from retain.config import Config, load_config
 from retain.device import open_model
 from retain.evaluate import evaluate_task
 from retain.learner import Learner
-from retain.presets import preset_of
+from retain.presets import AUTO, preset_of
 from retain.rundir import RunDir
 from retain.selfsynthesis import check_descriptions
 from retain.tasks import load_tasks
@@ -32,11 +32,14 @@ def run(config: Config, base: Path, out: Path | None = None, base_row: Path | No
     base_row: the scores of the untouched model from another run with the same model and tasks.
     """
     out = base / config.output if out is None else out
-    tasks = load_tasks(config, base, split_validation=needs_validation(config))
+    by_rule = preset_of(config.strategy).name == AUTO
+    config, tasks, choice = settle(config, base)
     if preset_of(config.strategy).source:
         check_descriptions(config, tasks)
     learner = Learner.of(config, base, out, tasks)
-    if base_row and base_row.is_dir() and not learner.dir.rows():
+    if by_rule:
+        learner.dir.log("choice", strategy=choice.strategy, why=choice.why, unsuited=choice.unsuited)
+    if base_row and base_row.is_dir() and not learner.dir.rows() and not config.written_seed:
         shutil.copytree(base_row, learner.dir.stages / base_row.name)
     stages = [task for task in tasks if task.is_stage]
     stages = [joined(stages)] if preset_of(config.strategy).joint else stages

@@ -35,8 +35,9 @@ def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
 
 
 def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 0) -> list[StagePlan]:
-    """The plan of every stage from (task, training samples) each; the buffer starts with `seed_samples`."""
-    preset = preset_of(config.strategy)
+    """The plan of every stage from (task, training samples) each; the buffer starts with `seed_samples`, or with as
+    many as the model is asked to write."""
+    preset, seed_samples = preset_of(config.strategy), config.written_seed or seed_samples
     if preset.joint:
         stages = [("joint", sum(samples for _, samples in stages))]
     plans = [_stage(config, task, samples) for task, samples in stages]
@@ -44,10 +45,9 @@ def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 
         return plans
     stored = accumulate((samples for _, samples in stages), initial=seed_samples)
     if preset.source:
-        pools = [pool(config, stages[:index], samples) for index, (_, samples) in enumerate(stages)]
-        stored = [
-            seed_samples + sum(sizes.values()) + _real_samples(config, index) for index, sizes in enumerate(pools)
-        ]
+        seed = {"buffer.seed": seed_samples} if seed_samples else {}
+        pools = [seed | pool(config, stages[:index], samples) for index, (_, samples) in enumerate(stages)]
+        stored = [sum(sizes.values()) + _real_samples(config, index) for index, sizes in enumerate(pools)]
     plans = [
         replace(plan, buffer_size=min(config.buffer.capacity, count))
         for plan, count in zip(plans, stored, strict=False)

@@ -138,12 +138,32 @@ class TaskConfig(Section):
         return name
 
 
+class GeneralConfig(Section):
+    """General data that the untouched model writes before the first stage."""
+
+    samples: Count = 200
+
+
+class SeedConfig(TaskConfig):
+    """What is rehearsed from the first stage on: the data of a task, or text that the untouched model writes."""
+
+    name: str = "seed"
+    synthesize: GeneralConfig | None = None
+
+    @field_validator("synthesize")
+    @classmethod
+    def _stands_alone(cls, synthesize: GeneralConfig | None, info: ValidationInfo) -> GeneralConfig | None:
+        if synthesize and info.data.get("train"):
+            raise ValueError("the seed is either written (synthesize) or read (train); leave one of them out")
+        return synthesize
+
+
 class BufferConfig(Section):
     """The bounded store of replayable samples (MSSR Table 12)."""
 
     capacity: Count = 1024
     admission: Literal["balanced", "reservoir", "fifo", "surprise"] = "balanced"
-    seed: TaskConfig | None = None
+    seed: SeedConfig | None = None
 
 
 class ModelConfig(Section):

@@ -13,6 +13,7 @@ import numpy as np
 
 from retain.buffer import Buffer, balanced_choice
 from retain.cards import TaskCard, read_cards, write_cards
+from retain.choosing import LEAST_DESCRIPTION
 from retain.config import Config
 from retain.model import LanguageModel
 from retain.quality.filters import Candidate
@@ -21,7 +22,7 @@ from retain.store import NAME, read_lines, write_lines
 from retain.synthesis.prompts import Pair, writing_prompt
 from retain.synthesis.watch import drifted, real_perplexities, watch
 from retain.synthesis.writer import Writer, Written
-from retain.types import InputError, Task
+from retain.types import Frame, InputError, Sample, Task
 
 log = logging.getLogger("retain")
 
@@ -63,11 +64,18 @@ class SelfSynthesis:
                 written = self._write(self.cards[task], missing, stage, "start")
                 buffer.admit(written.samples(self.cards[task], stage), step, {}, stage)
 
-    def similarities(self, task: Task) -> dict[str, float]:
-        """Cosine of the task's mean embedding to that of each past task, under the untouched model."""
+    def similarities(self, task: Task, buffer: Buffer) -> dict[str, float]:
+        """Cosine of the task's mean embedding to that of each past one in the buffer, under the untouched model.
+
+        What seeds the buffer has no card; its own samples tell where it lies.
+        """
         writer = Writer(self.lm, self.config)
-        mean = writer.embed([task.frame.input_of(sample) for sample in task.train[:200]]).mean(axis=0)
-        return {name: _cosine(mean, card.reference.center) for name, card in self.cards.items()}
+        centers = {name: card.reference.center for name, card in self.cards.items()}
+        for name in buffer.tasks.keys() - centers.keys():
+            own = [sample for sample in buffer.samples.values() if sample.task == name]
+            centers[name] = _mean(writer, own, Frame(chat=bool(own[0].messages)))
+        mean = _mean(writer, task.train, task.frame)
+        return {name: _cosine(mean, center) for name, center in centers.items()}
 
     def remember(
         self, task: Task, stage: int, buffer: Buffer, step: int, losses: Mapping[str, float], folder: Path
@@ -153,7 +161,7 @@ def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:
             "at them; set storage.mode: stored or hybrid, or filters.human: false"
         )
     for task in tasks:
-        if task.is_stage and task.description and len(task.description.split()) < 4:
+        if task.is_stage and task.description and len(task.description.split()) < LEAST_DESCRIPTION:
             log.warning(
                 "task %s: the description %r is too short to guide synthesis; say what comes in and what should "
                 "come out",
@@ -190,6 +198,10 @@ def sample_row(name: str, task: str, kept: Candidate) -> dict[str, Any]:
         "consistency": kept.consistency,
         "votes": kept.votes,
     }
+
+
+def _mean(writer: Writer, samples: Sequence[Sample], frame: Frame) -> np.ndarray:
+    return writer.embed([frame.input_of(sample) for sample in samples[:200]]).mean(axis=0)
 
 
 def _cosine(one: np.ndarray, other: np.ndarray | None) -> float:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from retain.cards import CARDS_FILE, TaskCard, read_cards
-from retain.checks import needs_validation
 from retain.config import Config, diff_config, load_config
 from retain.device import open_model
 from retain.presets import preset_of
@@ -123,7 +122,7 @@ def _card(
     cards = {card.name: card for card in read_cards(folder)} if (folder / CARDS_FILE).exists() else {}
     if task in cards:
         return replace(cards[task], description=spec.description or cards[task].description), []
-    loaded = load_task(spec, config, run_dir, needs_validation(config), needs_test=False)
+    loaded = load_task(spec, config, run_dir, config.needs_validation, needs_test=False)
     check_descriptions(config, [loaded])
     real = real_pairs(loaded)
     return learned_card(writer, loaded, learned_in, real), real

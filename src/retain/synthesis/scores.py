@@ -55,7 +55,7 @@ def embeddings(lm: LanguageModel, texts: Sequence[str]) -> np.ndarray:
 
     A text without tokens lies at 0.
     """
-    model = lm.model.get_base_model()
+    model = lm.unwrapped
     body = model.get_encoder() if lm.is_encoder_decoder else model.base_model
     ids = [lm.tokenizer(text, add_special_tokens=False).input_ids[: lm.max_length] for text in texts]
     found = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)

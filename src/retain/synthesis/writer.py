@@ -126,13 +126,17 @@ class Writer:
         length = self.synthesis.max_joint_tokens if joint else self.synthesis.max_input_tokens
         with self.lm.base() if self.synthesis.method == "pairs" else nullcontext():
             found = self._sample(requests, length, (*seed, INPUTS), written)
-        written.generated += amount
         pairs = [read(self.synthesis.method, self._text(one.ids)) for one in found]
         candidates = [Candidate(input, answer) for input, answer in pairs]
         if not joint:
             self._answer(card, candidates, labels, (*seed, ANSWERS), written)
+        return self._whole(candidates, written)
+
+    def _whole(self, candidates: list[Candidate], written: Written) -> list[Candidate]:
+        """Those that have an input and an answer, after taking all of them into account."""
         whole = [one for one in candidates if one.input and one.answer]
-        written.dropped["unreadable"] = written.dropped.get("unreadable", 0) + amount - len(whole)
+        written.generated += len(candidates)
+        written.dropped["unreadable"] = written.dropped.get("unreadable", 0) + len(candidates) - len(whole)
         return whole
 
     def _sample(self, requests, length: int, seed: tuple[int, ...], written: Written):

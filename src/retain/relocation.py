@@ -1,0 +1,33 @@
+"""Paths of a configuration as they read from another folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from retain.config import Config
+from retain.model import ALIASES
+from retain.sections import TaskConfig
+
+SPLITS = ("train", "validation", "test")
+
+
+def relocate(config: Config, base: Path, folder: Path) -> Config:
+    """The same configuration with its local paths rewritten from `base` to `folder`, where it will lie."""
+
+    def move(source: str | None) -> str | None:
+        local = source and (base / source).exists()
+        return os.path.relpath((base / source).resolve(), folder.resolve()) if local else source
+
+    def moved(task: TaskConfig | None) -> TaskConfig | None:
+        return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS})
+
+    model = config.model.model_copy(update={"name": move(config.model.name)})
+    return config.model_copy(
+        update={
+            "model": model if config.model.name not in ALIASES else config.model,
+            "tasks": [moved(task) for task in config.tasks],
+            "buffer": config.buffer.model_copy(update={"seed": moved(config.buffer.seed)}),
+            "output": ".",
+        }
+    )
