@@ -47,9 +47,9 @@ def drifted(facts: dict[str, Any], config: MonitorConfig) -> str | None:
     if config.perplexity_ratio and real and synthetic and synthetic > config.perplexity_ratio * real:
         limit = f"monitor.perplexity_ratio {config.perplexity_ratio:g}"
         return f"perplexity {synthetic:.1f} against {real:.1f} of real samples is above {limit}"
-    divergence = facts["hidden_divergence"]
+    divergence = facts["unigram_divergence"]
     if config.divergence and divergence is not None and divergence > config.divergence:
-        return f"hidden-state divergence {divergence:.2f} is above monitor.divergence {config.divergence:g}"
+        return f"divergence {divergence:.2f} of the words is above monitor.divergence {config.divergence:g}"
     return None
 
 
