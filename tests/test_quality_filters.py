@@ -428,6 +428,7 @@ def test_the_account_names_filters_figures_and_what_to_change():
 
 
 def test_the_account_at_the_edges():
+    assert "perplexity dropped 3" in explain({"perplexity": 3}, 7, FiltersConfig(perplexity="auto"), {})
     assert explain({}, 0, FiltersConfig(), {}) == "no candidate was generated"
     assert explain({"perplexity": 0}, 7, FiltersConfig(), {}) == "7 of 7 candidates were kept (100.0%)."
 

@@ -125,7 +125,7 @@ def explain(dropped: Mapping[str, int], generated: int, config: FiltersConfig, f
 
 def _limit(name: str, config: FiltersConfig) -> str:
     value = getattr(config, name, None)
-    return "" if isinstance(value, bool) or value is None else f" ({value:g})"
+    return f" ({value:g})" if isinstance(value, int | float) and not isinstance(value, bool) else ""
 
 
 def _runs(name: str, config: FiltersConfig, reference: Reference) -> bool:
