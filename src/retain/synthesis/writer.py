@@ -129,7 +129,7 @@ class Writer:
         pairs = [read(self.synthesis.method, self._text(one.ids)) for one in found]
         candidates = [Candidate(input, answer) for input, answer in pairs]
         if not joint:
-            self._answer(card, candidates, labels, (*seed, ANSWERS), written)
+            self._answer(card, candidates, (*seed, ANSWERS), written)
         return self._whole(candidates, written)
 
     def _whole(self, candidates: list[Candidate], written: Written) -> list[Candidate]:
@@ -173,31 +173,30 @@ class Writer:
         self,
         card: TaskCard,
         candidates: list[Candidate],
-        labels: Sequence[str | None],
         seed: tuple[int, ...],
         written: Written,
     ) -> None:
-        """Set the answers of candidates that have an input, with their consistency, which comes for free."""
-        asked = [(one, label) for one, label in zip(candidates, labels, strict=True) if one.input]
+        """Set the answers of candidates that have an input, with their consistency, which comes for free.
+
+        A label that the prompt asked for only steers the input: the answer is the model's own.
+        """
+        asked = [one for one in candidates if one.input]
         if not asked:
             return
-        prompts_ids = [self.lm.prompt_ids(card.sample("", one.input, "?")) for one, _ in asked]
+        prompts_ids = [self.lm.prompt_ids(card.sample("", one.input, "?")) for one in asked]
         if card.labels:
-            answers = self._labels(card, prompts_ids, [label for _, label in asked], seed)
+            answers = self._labels(card, prompts_ids, seed)
         else:
             answers = self._free_answers(prompts_ids, seed, written)
-        for (one, _), (answer, consistency) in zip(asked, answers, strict=True):
+        for one, (answer, consistency) in zip(asked, answers, strict=True):
             one.answer, one.consistency = answer, consistency
 
-    def _labels(
-        self, card: TaskCard, requests: list[list[int]], asked: Sequence[str | None], seed: tuple[int, ...]
-    ) -> list[tuple[str, float]]:
+    def _labels(self, card: TaskCard, requests: list[list[int]], seed: tuple[int, ...]) -> list[tuple[str, float]]:
         """A label for each prompt and its share of the labels' probability: no text is written for it."""
         tokens = [self.lm.answer_ids(card.sample("", "?", label), label) for label in card.labels]
         logs = label_distribution(self.lm, requests, tokens)
         chosen = logs.argmax(axis=1) if self.synthesis.answers == "greedy" else draw_labels(logs, seed)
-        places = [k if label is None else card.labels.index(label) for k, label in zip(chosen, asked, strict=True)]
-        return [(card.labels[k], float(np.exp(row[k]))) for k, row in zip(places, logs, strict=True)]
+        return [(card.labels[k], float(np.exp(row[k]))) for k, row in zip(chosen, logs, strict=True)]
 
     def _free_answers(
         self, requests: list[list[int]], seed: tuple[int, ...], written: Written
@@ -257,7 +256,7 @@ class Writer:
         agree = np.zeros(len(candidates))
         for vote in range(self.config.filters.votes):
             others = [Candidate(one.input, "") for one in candidates]
-            self._answer(card, others, [None] * len(others), (*seed, VOTES, vote), Written(card.name, 0))
+            self._answer(card, others, (*seed, VOTES, vote), Written(card.name, 0))
             agree += [_same(one.answer, other.answer) for one, other in zip(candidates, others, strict=True)]
         for one, count in zip(candidates, agree, strict=True):
             one.votes = float(count / self.config.filters.votes)
