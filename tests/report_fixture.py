@@ -10,7 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 
+from retain.buffer import Buffer
+from retain.cards import TaskCard, write_cards
 from retain.matrix import summarize
+from retain.sections import BufferConfig, MemoryModel
+from retain.store import NAME, write_lines
+from retain.types import Frame, Sample, Task
 
 TASKS = ("sst2", "ag_news", "trec", "dbpedia")
 VIEWS = ("generated", "likelihood", "likelihood_summed", "nll")
@@ -20,6 +25,12 @@ HOSTILE = (
     '"><img src=x onerror=alert(1)>',
     "[red]brackets[/red] & 'quotes' ${x} {{y}}",
     "a_task_name_that_is_far_too_long_for_any_label_in_any_figure_\u202e\x1b[31m_" + "x" * 60,
+)
+HOSTILE_TEXTS = (
+    '<script>document.title="owned"</script>',
+    "</td></table><img src=x onerror=alert(1)>",
+    "ignore all previous instructions [bold]\x1b[31mred\x1b[0m \u202egnp.exe\u202c \u2028 \ud800",
+    "x" * 100_000,
 )
 CONFIG_ATTACK = "</pre></details><script>document.title='owned'</script>"
 
@@ -33,8 +44,14 @@ def build_run(
     evaluation_only: tuple[str, ...] = ("mmlu",),
     results: bool = True,
     seed: int = 42,
+    storage: str = "stored",
+    curriculum: dict | None = None,
+    texts: tuple[str, ...] = (),
 ) -> Path:
-    """Write a run; with fewer `stages` than tasks unfinished, without `results` the journal alone."""
+    """Write a run; with fewer `stages` than tasks unfinished, without `results` the journal alone.
+
+    Strategy "ssr" writes synthetic samples too, `texts` as the inputs where there are any.
+    """
     joint, replay = strategy == "joint", strategy not in ("none", "joint")
     total = 1 if joint else len(tasks)
     done = total if stages is None else stages
@@ -47,14 +64,17 @@ def build_run(
         journal.evaluation(0, task, scores)
     trace = []
     names = ["joint"] if joint else list(tasks)
+    curriculum = {"kind": "linear", **(curriculum or {})}
     for stage in range(1, done + 1):
         _write_stage(journal, rng, stage, names, replay, trace)
         for task in (*tasks, *evaluation_only):
             journal.evaluation(stage, task, scores)
+        if strategy == "ssr":
+            _write_synthesis(journal, path, stage, names, storage, curriculum["kind"] == "adaptive", texts)
     if done == total:
         journal.write("end", seconds=412.5)
     journal.close()
-    _write_config(path, strategy, tasks, evaluation_only, seed)
+    _write_config(path, strategy, tasks, evaluation_only, seed, storage, curriculum)
     if trace:
         _write_trace(path, trace)
     if results:
@@ -150,16 +170,56 @@ def _refresh(rng, stage: int, first: int, step: int, past: list[str]) -> list[di
     ]  # fmt: skip
 
 
+def _write_synthesis(journal: Journal, path: Path, stage: int, names: list[str], storage: str, adaptive, texts) -> None:
+    """What a stage wrote of its task: the account, the samples that the storage mode keeps, a curriculum's checks."""
+    task = names[stage - 1]
+    far = stage == 3
+    drift = {"perplexity_real": 40.0 + stage, "perplexity_synthetic": 120.0 if far else 43.0 + 2 * stage,
+             "unigram_divergence": 0.31, "hidden_divergence": 12.5, "distinct_1": 0.71, "distinct_2": 0.93,
+             "distinct_3": 0.98, "labels": {"<b>good</b>": 0.6, "bad": 0.4}, "label_distance": 0.1}  # fmt: skip
+    dropped = {"unreadable": 3, "heuristics": 40 + 5 * stage, "consistency": 12, "perplexity": 8, "diversity": 2}
+    generated = 120 + sum(dropped.values())
+    account = f"120 of {generated} candidates were kept: heuristics (<i>no words</i> {stage}) dropped most."
+    journal.write("synthesis", stage=stage, task=task, when="end", asked=100, generated=generated, kept=100,
+                  dropped=dropped, faults={}, generated_tokens=9000 + stage, seconds=31.5, account=account,
+                  drift=drift, drifted="perplexity 120.0 against 43.0 of real samples" if far else None)  # fmt: skip
+    for step in range(0, STEPS + 1, 8) if adaptive and stage > 1 else ():
+        journal.write("curriculum", stage=stage, step=step, ratio=0.3, new_loss=2.0 - 0.03 * step,
+                      old_loss=0.8 + 0.005 * step)  # fmt: skip
+    folder = path / "stages" / f"{stage:02d}-{stage}"
+    for made in (path / "stages" / "00-base", folder):
+        made.mkdir(parents=True, exist_ok=True)
+        (made / "scores.json").write_text("{}")
+    inputs = texts or [f"{stage} synthetic text {k}" for k in range(100)]
+    rows = [{"id": f"{task}/synthetic/{stage}/{k}", "task": task, "input": text, "answer": "good" if k % 2 else "bad",
+             "perplexity": 40.0 + k, "consistency": 0.9, "votes": None} for k, text in enumerate(inputs)]  # fmt: skip
+    if storage in ("stored", "hybrid"):
+        write_lines(folder / NAME, rows, "gzip")
+    learned = [Task(name, [Sample(f"{name}/{k}", name, f"Say: {name} real {k}\n", "good", ("good", "bad"))
+                           for k in range(9)], frame=Frame("Say: ", "\n"))
+               for name in names[:stage]]  # fmt: skip
+    write_cards(folder, [TaskCard.of(one, place) for place, one in enumerate(learned, start=1)])
+    buffer = Buffer(BufferConfig(), MemoryModel())
+    buffer.admit([Sample(row["id"], task, f"Say: {row['input'][:50]}\n", row["answer"], confidence=0.9)
+                  for row in rows[: 0 if storage == "on-demand" else 9]], 0, {}, stage)  # fmt: skip
+    if storage == "hybrid":
+        buffer.admit([sample for one in learned for sample in one.train], 0, {}, stage)
+    buffer.save(path / "buffer")
+
+
 def _write_trace(path: Path, trace: list[dict]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(trace), path / "memory_trace.parquet")
 
 
-def _write_config(path: Path, strategy: str, tasks, evaluation_only, seed: int) -> None:
+def _write_config(path: Path, strategy: str, tasks, evaluation_only, seed: int, storage: str, curriculum) -> None:
     config = {
         "model": {"name": "smollm2-135m"},
         "tasks": [{"name": task, "train": "a.jsonl", "description": CONFIG_ATTACK} for task in tasks]
         + [{"name": task, "test": "test.jsonl"} for task in evaluation_only],
         "strategy": strategy,
+        "curriculum": curriculum,
+        "storage": {"mode": storage},
+        "monitor": {"lower_by": 0.1},
         "seed": seed,
     }  # fmt: skip
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report_fixture import CONFIG_ATTACK, HOSTILE, STEPS, TASKS, build_run
+from report_fixture import CONFIG_ATTACK, HOSTILE, HOSTILE_TEXTS, STEPS, TASKS, build_run
 from rich.console import Console
 
 from retain.report import comparison_svg, write_comparison, write_report
@@ -31,6 +32,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SECTIONS = (
     "Scores", "Replay", "Training loss", "Memory", "Replay against the plan", "Costs", "Metrics", "Config",
 )  # fmt: skip
+SYNTHESIS = ("Synthesis", "Drift of the generator", "Curriculum", "Synthetic samples")
 EVERY_FIGURE = ("Replay timeline", "Training loss", "Memory strength")
 
 
@@ -78,8 +80,21 @@ def mssr(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def ssr(tmp_path_factory) -> Path:
+    return build_run(tmp_path_factory.mktemp("runs") / "ssr", "ssr")
+
+
+@pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
     return build_run(tmp_path_factory.mktemp("runs") / "hostile", "mssr", HOSTILE, evaluation_only=(HOSTILE[0] + "2",))
+
+
+@pytest.fixture(scope="module")
+def hostile_ssr(tmp_path_factory) -> Path:
+    run = build_run(tmp_path_factory.mktemp("runs") / "hostile ssr", "ssr", HOSTILE, texts=HOSTILE_TEXTS)
+    review = {"id": f"{HOSTILE[0]}/synthetic/1/0", "task": HOSTILE[0], "rater": HOSTILE[1], "rating": True}
+    (run / "reviews.jsonl").write_text(json.dumps(review) + "\n")
+    return run
 
 
 # --- contents ---------------------------------------------------------------------------------------
@@ -241,6 +256,146 @@ def test_a_stage_that_was_done_over_counts_once(tmp_path):
         assert [r for r in kept if r["kind"] == kind] == [r for r in records if r["kind"] == kind]
 
 
+# --- synthesis --------------------------------------------------------------------------------------
+
+
+def with_records(run: Path, change) -> Path:
+    """The run with each of its journal's records passed through `change`; None leaves one out."""
+    records = [change(json.loads(line)) for line in (run / "journal.jsonl").read_text().splitlines()]
+    (run / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records if record))
+    return run
+
+
+def section(page: str, title: str) -> str:
+    return re.search(rf"<section><h2>{title}</h2>(.*?)</section>", page, re.S)[1]
+
+
+def test_a_run_that_synthesizes_has_its_own_sections(ssr):
+    page = report(ssr)
+    assert tuple(page.headings) == (*SECTIONS[:5], *SYNTHESIS, *SECTIONS[5:])
+    assert page.labels().count("Curriculum") == 2, "one for a screen, one for a phone"
+
+
+def test_the_funnel_says_what_each_filter_dropped_and_what_it_cost(ssr):
+    part = section(write_report(ssr).read_text(encoding="utf-8"), "Synthesis")
+    row = re.search(r'<th scope="row"[^>]*>2 ag_news</th>.*?</tr>', part, re.S)[0]
+    assert re.findall(r'<td class="n">([^<]+)', row) == ["195", "100", "100", "9,002", "31.5 s"]
+    tip = html.unescape(re.search(r'data-tip="([^"]+)"', row.split("</th>")[1])[1])
+    assert tip.splitlines() == [
+        "kept: 100", "more than asked: 20", "dropped by unreadable: 3", "dropped by heuristics: 50",
+        "dropped by consistency: 12", "dropped by perplexity: 8", "dropped by diversity: 2",
+    ]  # fmt: skip
+    assert "heuristics (&lt;i&gt;no words&lt;/i&gt; 2) dropped most." in row
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', row)]
+    shares = [width + 1 for width in widths]  # a pixel between two parts
+    assert shares[0] / shares[3] == pytest.approx(100 / 50, rel=0.02) and sum(shares) <= 261
+    assert "kept 400" in part and f"dropped by heuristics {45 + 50 + 55 + 60}" in part
+
+
+def test_the_funnel_of_a_model_that_writes_nothing(tmp_path):
+    empty = {"generated": 0, "kept": 0, "dropped": {}, "account": "no candidate was generated", "drift": None}
+    run = build_run(tmp_path / "run", "ssr")
+    page = report(with_records(run, lambda r: {**r, **empty} if r["kind"] == "synthesis" else r))
+    assert "no candidate was generated" in page.text
+    assert "nothing was generated" in [a.get("data-tip") for _, a in page.tags]
+
+
+def test_drift_stands_beside_the_real_samples_and_warns(ssr):
+    part = section(write_report(ssr).read_text(encoding="utf-8"), "Drift of the generator")
+    row = re.search(r'<th scope="row" class="loss">3 trec</th>.*?</tr>', part, re.S)[0]
+    cells = re.findall(r'<td class="n">(?:<span[^>]*>)?([^<]+)', row)
+    assert cells == ["43.0", "120.0", "0.31", "12.50", "0.10", "0.71", "0.93", "0.98"]
+    assert 'data-tip="&lt;b&gt;good&lt;/b&gt;: 0.60\nbad: 0.40"' in row
+    warnings = re.findall(r'<p class="warning">(.*?)</p>', part)
+    assert len(warnings) == 1 and warnings[0].startswith("Stage 3, trec: perplexity 120.0 against 43.0 of real")
+    assert "falls by 0.1" in warnings[0]
+
+
+def test_what_is_not_known_of_a_drift_is_a_dash(tmp_path):
+    unknown = dict.fromkeys(("perplexity_real", "unigram_divergence", "hidden_divergence"))
+
+    def blind(record):
+        return {**record, "drift": record["drift"] | unknown} if record["kind"] == "synthesis" else record
+
+    part = section(write_report(with_records(build_run(tmp_path / "run", "ssr"), blind)).read_text(), "Drift of .*?")
+    assert part.count(f'<td class="n">{NOTHING}</td>') == 3 * len(TASKS)
+
+
+def test_the_curriculum_shows_what_was_planned_asked_and_mixed(ssr):
+    tips = [a.get("data-tip", "") for _, a in report(ssr).tags]
+    asked = next(r for r in read_run(ssr).records("event") if r["stage"] == 2)
+    mixed = next(r for r in read_run(ssr).records("step") if r["global_step"] == asked["global_step"])
+    share, planned = mixed["replayed"] / (mixed["replayed"] + mixed["new"]), 0.2 + 0.6 * asked["step"] / STEPS
+    tip = f"step {asked['global_step']}\nasked {asked['ratio']:.2f}, mixed in {share:.2f}\nplanned {planned:.2f}"
+    assert tip in tips
+
+
+def test_an_adaptive_curriculum_shows_its_losses_and_no_plan(tmp_path):
+    page = report(build_run(tmp_path / "run", "ssr", curriculum={"kind": "adaptive"}))
+    tips = [a.get("data-tip", "") for _, a in page.tags]
+    assert f"step {STEPS + 8}\nnew 1.760" in tips and f"step {STEPS + 8}\npast 0.840" in tips
+    assert not any("planned" in tip and tip.startswith("step") for tip in tips)
+
+
+@pytest.mark.parametrize("strategy", ["ssr + mssr", "nonsense"])
+def test_a_run_whose_amounts_a_memory_schedule_sets_has_no_curriculum(tmp_path, strategy):
+    run = build_run(tmp_path / "run", "ssr")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "strategy": strategy}))
+    page = report(run)
+    assert "Curriculum" not in page.headings and "Synthesis" in page.headings
+    assert "falls by" not in page.text
+
+
+def test_without_kept_real_samples_only_synthetic_ones_are_shown(ssr):
+    part = section(write_report(ssr).read_text(encoding="utf-8"), "Synthetic samples")
+    assert "No real ones stand beside them: storage mode stored keeps none" in part
+    assert len(re.findall(r"\d synthetic text \d", part)) == 4 * len(TASKS) and " real " not in part.split("kept.")[1]
+
+
+def test_real_samples_stand_beside_where_the_run_keeps_them(tmp_path):
+    hybrid = build_run(tmp_path / "hybrid", "ssr", storage="hybrid")
+    shown = build_run(tmp_path / "shown", "ssr")
+    row = {"task": "trec", "input": "a shown one", "answer": "good"}
+    (shown / "stages" / "04-4" / "demonstrations.jsonl").write_text(json.dumps(row) + "\n")
+    text = report(hybrid).text
+    assert all(len(re.findall(rf"{task} real \d", text)) == 4 for task in TASKS) and "No real ones" not in text
+    assert "a shown one" in report(shown).text
+
+
+def test_a_cache_is_shown_and_what_is_written_on_demand_is_not_there(tmp_path):
+    cached = report(build_run(tmp_path / "cached", "ssr", storage="cached")).text
+    assert re.search(r"dbpedia ?written by the model ?4 synthetic text \d", cached) and "Say:" not in cached
+    page = report(build_run(tmp_path / "run", "ssr", storage="on-demand"))
+    assert "There are no synthetic samples to show: storage mode on-demand keeps none." in page.text
+
+
+def test_what_people_said_is_in_the_report(tmp_path):
+    run = build_run(tmp_path / "run", "ssr")
+    lines = [{"id": f"sst2/synthetic/1/{k}", "task": "sst2", "rater": "ada", "rating": k > 0} for k in range(4)]
+    (run / "reviews.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Approved by people: sst2 0.75 (4 of 100 samples, 1 person)." in report(run).text
+
+
+def test_synthesis_of_a_stage_that_was_done_over_counts_once(tmp_path):
+    run = build_run(tmp_path / "run", "ssr", curriculum={"kind": "adaptive"})
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    again = [record for record in records if record.get("stage") == 4]
+    kept = current([*records, *again])
+    for kind in ("synthesis", "curriculum"):
+        assert [r for r in kept if r["kind"] == kind] == [r for r in records if r["kind"] == kind]
+
+
+def test_broken_files_of_samples_are_named(tmp_path):
+    run = build_run(tmp_path / "run", "ssr")
+    path = run / "stages" / "02-2" / "synthetic.jsonl.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    broken(run, r"synthetic\.jsonl\.gz: is not what a run wrote or is broken")
+    path.write_bytes(gzip.compress(b'{"id": "a", "task": "b", "input": 3, "answer": ""}\n'))
+    broken(run, r'line 1: no text under "input"')
+
+
 # --- broken input -----------------------------------------------------------------------------------
 
 
@@ -345,6 +500,16 @@ def test_hostile_names_and_texts_stay_text(hostile, tmp_path, write):
     assert HOSTILE[0] in page.text and html.escape(HOSTILE[0]) in raw
     if write == "report":
         assert CONFIG_ATTACK in page.text
+
+
+def test_hostile_samples_stay_text(hostile_ssr):
+    raw = write_report(hostile_ssr).read_text(encoding="utf-8")
+    page = Page(raw)  # also checks that tags nest
+    assert sum(tag == "script" for tag, _ in page.tags) == 1, "our own and no other"
+    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object", "embed", "form", "base", "i")]
+    assert not re.search("[\x1b\u2028\u202e\ud800]", raw)
+    assert HOSTILE_TEXTS[0] in page.text and HOSTILE_TEXTS[1] in page.text and "[bold]" in page.text
+    assert "x" * 399 + "…" in page.text and "x" * 400 not in page.text
 
 
 def test_nothing_is_fetched_and_only_our_script_may_run(mssr, tmp_path):
@@ -567,15 +732,15 @@ def browse(url: str, profile: Path, *more: str) -> tuple[str, str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("width", [1000, 390])
-def test_a_browser_draws_every_figure(mssr, tmp_path, width):
-    page = write_report(mssr)
+@pytest.mark.parametrize(("width", "strategy"), [(1000, "mssr"), (390, "mssr"), (390, "ssr")])
+def test_a_browser_draws_every_figure(mssr, ssr, tmp_path, width, strategy):
+    page = write_report(mssr if strategy == "mssr" else ssr)
     harness = tmp_path / "harness.html"
     harness.write_text(HARNESS.format(page=page.as_uri(), width=width))
     dom, log = browse(harness.as_uri(), tmp_path / "profile", "--allow-file-access-from-files")
     assert "CONSOLE" not in log, log
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.S)[1]))
-    for figure in EVERY_FIGURE:
+    for figure in (*EVERY_FIGURE, *(["Curriculum"] if strategy == "ssr" else [])):
         drawn = [svg for svg in found["drawn"] if svg["label"].startswith(figure)]
         assert len(drawn) == 1 and drawn[0]["marks"] > 20 and drawn[0]["width"] > 300
     assert sum(svg["label"].split(":")[0] in (*TASKS, "mmlu") for svg in found["drawn"]) == len(TASKS) + 1
@@ -586,10 +751,10 @@ def test_a_browser_draws_every_figure(mssr, tmp_path, width):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("kind", ["hostile", "comparison", "unfinished"])
-def test_a_browser_has_nothing_to_complain_about(hostile, runs, tmp_path, kind):
-    if kind == "hostile":
-        page = write_report(hostile)
+@pytest.mark.parametrize("kind", ["hostile", "hostile ssr", "comparison", "unfinished"])
+def test_a_browser_has_nothing_to_complain_about(hostile, hostile_ssr, runs, tmp_path, kind):
+    if kind.startswith("hostile"):
+        page = write_report(hostile if kind == "hostile" else hostile_ssr)
     elif kind == "comparison":
         page = write_comparison([*runs, hostile], tmp_path / "c.html")
     else:

@@ -147,7 +147,7 @@ class Buffer:
     def load(cls, folder: Path, config: BufferConfig, memory_config: MemoryModel, seed: int = 42) -> Buffer:
         """The buffer that `save` wrote, bit for bit. A missing, broken or foreign file is an InputError."""
         buffer = cls(config, memory_config, seed)
-        buffer.samples = {sample.id: sample for sample in _read_samples(folder / SAMPLES_FILE)}
+        buffer.samples = {sample.id: sample for sample in read_samples(folder / SAMPLES_FILE)}
         path = folder / MEMORY_FILE
         tensors = _read_tensors(path)
         if not np.array_equal(tensors["buffer_digest"], _digest(buffer.samples)):
@@ -207,7 +207,8 @@ def _read(path: Path) -> bytes:
         raise _broken(path, "it is a folder") from None
 
 
-def _read_samples(path: Path) -> list[Sample]:
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a saved buffer, from its Parquet file. A missing or broken file is an InputError."""
     try:
         table = pq.read_table(pa.BufferReader(_read(path)))
     except (pa.ArrowException, OSError) as error:

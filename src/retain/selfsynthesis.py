@@ -18,7 +18,7 @@ from retain.config import Config
 from retain.model import LanguageModel
 from retain.quality.filters import Candidate
 from retain.rehearsal import samples_asked
-from retain.store import NAME, read_lines, write_lines
+from retain.store import DEMONSTRATIONS, NAME, read_lines, write_lines
 from retain.synthesis.prompts import Pair, writing_prompt
 from retain.synthesis.watch import drifted, real_perplexities, watch
 from retain.synthesis.writer import Writer, Written
@@ -26,7 +26,6 @@ from retain.types import Frame, InputError, Sample, Task
 
 log = logging.getLogger("retain")
 
-DEMONSTRATIONS = "demonstrations.jsonl"
 Log = Callable[..., None]
 
 

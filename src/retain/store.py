@@ -14,6 +14,7 @@ from retain.types import InputError
 SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
 COMPRESSIONS = {suffix: name for name, suffix in SUFFIXES.items()}
 NAME = "synthetic.jsonl"
+DEMONSTRATIONS = "demonstrations.jsonl"
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]], compression: str | None = None) -> Path:

@@ -13,8 +13,8 @@ from retain.config import Config, diff_config, load_config
 from retain.device import open_model
 from retain.presets import preset_of
 from retain.rundir import RunDir
-from retain.selfsynthesis import DEMONSTRATIONS, check_descriptions, learned_card, real_pairs, sample_row
-from retain.store import COMPRESSIONS, read_lines, write_lines
+from retain.selfsynthesis import check_descriptions, learned_card, real_pairs, sample_row
+from retain.store import COMPRESSIONS, DEMONSTRATIONS, read_lines, write_lines
 from retain.synthesis.prompts import SHOWING, Pair
 from retain.synthesis.writer import Writer, Written
 from retain.tasks import load_task

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from retain.report import scores, training
+from retain.report import samples, scores, synthesis, training
 from retain.report.rundata import VIEWS, Run, read_run
 from retain.report.svg import Markup, join, tag
 from retain.report.theme import variables
@@ -65,6 +65,7 @@ def report_body(run: Run) -> Markup:
         _section("Training loss", loss_or_reason(run)),
         _section("Memory", memory_or_reason(run)),
         _section("Replay against the plan", plan_or_reason(run)),
+        _synthesis(run),
         _section("Costs", _costs(run)),
         _section("Metrics", _metrics(run)),
         _config(run),
@@ -192,6 +193,21 @@ def plan_or_reason(run: Run) -> Markup:
         return _say("Nothing was planned, nothing was replayed.")
     lead = "The bar is what was mixed in, the mark across it what was planned."
     return join(_say(lead), training.plan_table(run))
+
+
+def _synthesis(run: Run) -> Markup | None:
+    """Of a run that wrote samples: how many and why no more, how good, when they were rehearsed, and some of them."""
+    if not run.records("synthesis"):
+        return None
+    lead = (
+        "Solid what the steps asked for, dots what was mixed in, dashed the plan, where it does not depend on training."
+    )
+    return join(
+        _section("Synthesis", synthesis.funnel(run)),
+        _section("Drift of the generator", synthesis.drift(run)),
+        _section("Curriculum", _drawn(synthesis.curriculum, run, lead)) if synthesis.has_curriculum(run) else None,
+        _section("Synthetic samples", samples.samples(run)),
+    )
 
 
 def _costs(run: Run) -> Markup:

@@ -25,7 +25,10 @@ REQUIRED = {
     "plan": ("stage",),
     "stage_start": ("stage",),
     "evaluation": ("row", "task"),
+    "synthesis": ("stage", "task"),
+    "curriculum": ("stage", "step"),
 }
+REDONE = ("step", "event", "synthesis", "curriculum")
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def current(journal: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in journal:
         if record["kind"] == "stage_start":
             redone = record["stage"]
-            kept = [old for old in kept if old["kind"] not in ("step", "event") or old["stage"] < redone]
+            kept = [old for old in kept if old["kind"] not in REDONE or old["stage"] < redone]
         kept.append(record)
     return kept
 

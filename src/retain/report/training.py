@@ -30,11 +30,12 @@ def _last_step(run: Run) -> int:
     return max([stage.last for stage in run.stages], default=1)
 
 
-def _panel(run: Run, width: int, top: float, bottom: float, high: float, right: int = RIGHT) -> Panel:
+def steps_panel(run: Run, width: int, top: float, bottom: float, high: float, right: int = RIGHT) -> Panel:
+    """A panel over all global steps, from 0 to `high`."""
     return Panel(LEFT, width - right, top, bottom, (0, _last_step(run)), (0, high))
 
 
-def _stages(run: Run, panel: Panel) -> Markup:
+def stage_strip(run: Run, panel: Panel) -> Markup:
     """A strip in each stage's color with its task's name, and a line at each boundary."""
     colors = task_colors(run.tasks)
     marks = []
@@ -49,7 +50,8 @@ def _stages(run: Run, panel: Panel) -> Markup:
     return join(marks)
 
 
-def _steps_axis(panel: Panel) -> Markup:
+def steps_axis(panel: Panel) -> Markup:
+    """Round steps below the panel, the last one named."""
     low, high = panel.x_domain
     count = 8 if panel.right - panel.left > 500 else 4
     marks = [
@@ -60,7 +62,7 @@ def _steps_axis(panel: Panel) -> Markup:
     return join(marks, text(panel.right, panel.bottom + 16, f"step {whole(high)}", 11, text_anchor="end"))
 
 
-def _bins(run: Run, panel: Panel, pixels: float = 4) -> int:
+def bin_size(run: Run, panel: Panel, pixels: float = 4) -> int:
     """Steps that share one mark, so that marks are at least `pixels` apart."""
     return max(1, -(-int(_last_step(run) * pixels) // int(panel.right - panel.left)))
 
@@ -70,10 +72,10 @@ def timeline(run: Run, width: int) -> Markup:
     events = run.records("event")
     colors = task_colors(run.tasks)
     top_ratio = max([event.get("ratio") or 0 for event in events] + [0.01]) * 1.2
-    ratio = _panel(run, width, 52, 112, top_ratio)
-    size = _bins(run, ratio)
+    ratio = steps_panel(run, width, 52, 112, top_ratio)
+    size = bin_size(run, ratio)
     bins = _event_bins(events, size)
-    counts = _panel(run, width, 146, 246, max([sum(bin_.values()) for bin_ in bins.values()] + [1]) * 1.08)
+    counts = steps_panel(run, width, 146, 246, max([sum(bin_.values()) for bin_ in bins.values()] + [1]) * 1.08)
     marks = [text(LEFT, 44, "Share of replay an event asks for", 12), ratio.rows(compact, 2)]
     for stage in run.stages:
         points = [(event["global_step"], event.get("ratio") or 0) for event in events if event["stage"] == stage.number]
@@ -94,7 +96,7 @@ def timeline(run: Run, width: int) -> Markup:
         marks.append(tag("g", stack, hit, data_tip=_event_tip(index, size, by_task)))
     label = f"Replay timeline: {len(events)} events"
     full = replace(counts, top=22)
-    return picture(width, 268, label, _stages(run, full), marks, _steps_axis(counts))
+    return picture(width, 268, label, stage_strip(run, full), marks, steps_axis(counts))
 
 
 def _event_bins(events: list[dict], size: int) -> dict[int, Counter]:
@@ -119,8 +121,8 @@ def loss(run: Run, width: int) -> Markup:
     series = {"new": ("new_loss", "var(--strong)"), "replayed": ("replay_loss", "var(--task1)")}
     values = [step[key] for key, _ in series.values() for step in steps if known(step.get(key))]
     high = float(np.quantile(values, 0.995)) * 1.08 or 1.0
-    panel = _panel(run, width, 44, 236, high, right=70)
-    size = _bins(run, panel, 3)
+    panel = steps_panel(run, width, 44, 236, high, right=70)
+    size = bin_size(run, panel, 3)
     marks: list[object] = [panel.rows(compact, 4), text(LEFT, 40, "Loss, nats a token", 12)]
     ends = []
     for name, (key, color) in series.items():
@@ -130,11 +132,11 @@ def loss(run: Run, width: int) -> Markup:
                       if step["stage"] == stage.number and known(step.get(key))]  # fmt: skip
             raw = [(x, min(y, high)) for x, y in points]
             if name == "new":
-                marks.append(panel.line(_thin(raw, size), color, stroke_width=1, stroke_opacity=0.28))
+                marks.append(panel.line(thin(raw, size), color, stroke_width=1, stroke_opacity=0.28))
             else:
-                marks += [dot(panel.x(x), panel.y(y), 1.6, color, fill_opacity=0.45) for x, y in _thin(raw, size)]
+                marks += [dot(panel.x(x), panel.y(y), 1.6, color, fill_opacity=0.45) for x, y in thin(raw, size)]
             smooth = running_mean(raw, max(3, len(run.records("step")) // 60))
-            marks.append(panel.line(_thin(smooth, size), color, stroke_width=2.25))
+            marks.append(panel.line(thin(smooth, size), color, stroke_width=2.25))
         last = [step for step in steps if known(step.get(key))]
         if last:
             ends.append((name, color, smooth[-1][1] if smooth else min(last[-1][key], high)))
@@ -142,8 +144,8 @@ def loss(run: Run, width: int) -> Markup:
     for (name, color, _), y in zip(ends, places, strict=True):
         place = {"x": float(panel.right + 6), "y": y + 4}
         marks.append(tag("text", name, **place, font_size=12, fill=color, font_weight=600))
-    marks.append(_loss_tips(steps, panel, _bins(run, panel, 6)))
-    return picture(width, 262, "Training loss", _stages(run, panel), marks, _steps_axis(panel))
+    marks.append(_loss_tips(steps, panel, bin_size(run, panel, 6)))
+    return picture(width, 262, "Training loss", stage_strip(run, panel), marks, steps_axis(panel))
 
 
 def _loss_tips(steps: list[dict], panel: Panel, size: int) -> Markup:
@@ -163,7 +165,8 @@ def known(value: object) -> bool:
     return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
-def _thin(points: list[tuple[float, float]], size: int) -> list[tuple[float, float]]:
+def thin(points: list[tuple[float, float]], size: int) -> list[tuple[float, float]]:
+    """Every `size`-th point, and the last one."""
     return points if size <= 1 else [*points[::size], *points[-1:]]
 
 
@@ -183,7 +186,7 @@ def memory(run: Run, width: int) -> Markup:
     """How the strength m and the stability S are spread over the buffer at each refresh."""
     refreshes = run.refreshes
     high = max(float(refresh.stability[-1]) for refresh in refreshes) * 1.08
-    strength = _panel(run, width, 52, 172, 1.0, right=70)
+    strength = steps_panel(run, width, 52, 172, 1.0, right=70)
     stability = replace(strength, top=206.0, bottom=276.0, y_domain=(0, high))
     marks: list[object] = [
         text(LEFT, 44, "Strength m: 1 = fresh, 0 = forgotten", 12), strength.rows(compact, 4),
@@ -196,7 +199,7 @@ def memory(run: Run, width: int) -> Markup:
     marks += [_band_labels(strength, refreshes[-1].strength), _refresh_tips(strength, stability, refreshes)]
     full = replace(stability, top=22)
     label = "Memory strength and stability over steps"
-    return picture(width, 298, label, _stages(run, full), marks, _steps_axis(stability))
+    return picture(width, 298, label, stage_strip(run, full), marks, steps_axis(stability))
 
 
 def _bands(panel: Panel, quantiles: list[tuple[int, np.ndarray]]) -> Markup:
