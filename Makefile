@@ -16,7 +16,7 @@ help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
 	@echo "make test        set up $(VENV), then run the tests"
 	@echo "make lint        check the style with ruff"
-	@echo "make benchmark   measure training speed against TRL, and the cost of the memory"
+	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
 
 quickstart: $(MODEL)
@@ -32,6 +32,7 @@ lint: $(LINTING)
 benchmark: $(MODEL) $(BENCHMARKING)
 	$(BIN)/python benchmarks/memory_cost.py --whole-step
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/synthesis_throughput.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
