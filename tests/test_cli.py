@@ -16,7 +16,7 @@ import pytest
 
 import retain
 from retain import cli
-from retain.types import InputError
+from retain.types import GateError, InputError
 
 COMMANDS = ["run", "quickstart", "plan", "simulate", "evaluate", "synthesize", "review", "report", "tasks", "models"]
 TRACE = {
@@ -242,6 +242,7 @@ def test_a_wrong_configuration_is_one_message_and_exit_2(command, config):
     "error, code, expected",
     [
         (InputError("model: unknown"), 2, "error: model: unknown\n"),
+        (GateError("too few reviews"), 3, "not met: too few reviews\n"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to resume\n"),
         (
             OSError(errno.ENOSPC, "No space left", "w.bin"),
@@ -332,7 +333,7 @@ def test_evaluate_shows_the_scores_of_a_stage(command, engine, tmp_path):
     assert "after stage 2" in out and "1.25" in out and "bleu" in out
 
 
-@pytest.mark.parametrize("name", ["evaluate", "report"])
+@pytest.mark.parametrize("name", ["evaluate", "report", "review"])
 def test_what_is_no_run_is_refused(command, tmp_path, name):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "journal.jsonl").write_text("")

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from retain.cards import TaskCard, read_cards
 from retain.config import load_config
 from retain.quality.human import CRITERIA, Rating
 from retain.report.words import number
@@ -29,6 +30,7 @@ from retain.reviews import (
     summarize,
     synthetic_rows,
 )
+from retain.rundir import RunDir
 from retain.types import InputError
 
 LONGEST = 3000  # characters of a text that are shown
@@ -46,7 +48,8 @@ def review(run_dir: Path, task: str | None, rater: str | None, count: int | None
     rows = _rows(run_dir, task, config.storage.mode)
     rater = _rater(rater)
     asked = {name: chosen(found, count or config.filters.human_samples, config.seed) for name, found in rows.items()}
-    _ask_all(run_dir, asked, rater, scale, show)
+    if not _ask_all(run_dir, asked, rater, scale, show):
+        show(Text(f"{visible(rater)} has rated all of them; a larger --count shows more"))
     reviews = read_reviews(run_dir)
     found = summarize(rows, reviews)
     ids = {row["id"] for written in rows.values() for row in written}
@@ -77,19 +80,21 @@ def _rater(name: str | None) -> str:
     return name.strip()
 
 
-def _ask_all(run_dir: Path, asked: Mapping[str, Sequence[Row]], rater: str, scale: bool, show: Show) -> None:
+def _ask_all(run_dir: Path, asked: Mapping[str, Sequence[Row]], rater: str, scale: bool, show: Show) -> bool:
+    """Ask until all is rated or the rater quits; False where there was nothing to ask."""
     done = {one.id for one in read_reviews(run_dir) if one.rater == rater}
+    cards = {card.name: card for card in read_cards(RunDir(run_dir).rows()[-1])}
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
-    for task, rows in asked.items():
-        for place, row in enumerate(rows, start=1):
-            if row["id"] in done:
-                continue
-            show(sample_view(row, f"{visible(task)}, {place} of {len(rows)}"))
-            rating = _ask_scale(show) if scale else _ask_verdict(show)
-            if rating is None:
-                return
-            add_review(run_dir, Review(row["id"], task, rater, rating))
+    open_rows = [(task, place, row) for task, rows in asked.items() for place, row in enumerate(rows, start=1)
+                 if row["id"] not in done]  # fmt: skip
+    for task, place, row in open_rows:
+        show(sample_view(row, f"{visible(task)}, {place} of {len(asked[task])}", cards.get(task)))
+        rating = _ask_scale(show) if scale else _ask_verdict(show)
+        if rating is None:
+            break
+        add_review(run_dir, Review(row["id"], task, rater, rating))
+    return bool(open_rows)
 
 
 def _ask_verdict(show: Show) -> Rating | None:
@@ -134,13 +139,15 @@ def _is_hidden(char: str) -> bool:
     return unicodedata.category(char) in HIDDEN and char not in "\n\t" and char not in JOINERS
 
 
-def sample_view(row: Row, title: str) -> RenderableType:
-    """A sample as it stands in front of a rater."""
+def sample_view(row: Row, title: str, card: TaskCard | None = None) -> RenderableType:
+    """A sample as it stands in front of a rater, with what its task is about."""
     grid = Table(box=box.HORIZONTALS, title=Text(title), title_justify="left", show_header=False, expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold", ratio=1)
-    for name in ("input", "answer"):
-        grid.add_row(Text(name, style="dim"), Text(visible(row[name])))
+    about = {"task": card.description, "labels": ", ".join(card.labels)} if card else {}
+    for name, text in {**about, "input": row["input"], "answer": row["answer"]}.items():
+        if text or name in row:
+            grid.add_row(Text(name, style="dim"), Text(visible(text)))
     return grid
 
 

@@ -116,8 +116,8 @@ class Learner:
             raise InputError(f"task {task.name!r}: learned already, from other data; give this one another name")
         if before is None:
             self.tasks.append(task)
-            if task.is_stage:
-                self.train(task)
+        if task.is_stage and task.name not in [stage.name for stage in self.stages]:
+            self.train(task)
         return self.evaluate()
 
     def _load(self, task: Task | TaskConfig | dict[str, Any] | str) -> Task:
@@ -153,8 +153,10 @@ class Learner:
     def train(self, task: Task) -> None:
         """Train the next stage, or skip it where it is finished already."""
         self._score_base()
+        number, rows = len(self.stages) + 1, self.dir.rows()
+        if number == len(rows):
+            require_approval(self.dir.path, self.config)
         self.stages.append(task)
-        number, rows = len(self.stages), self.dir.rows()
         if number < len(rows):
             self._check_same_data(rows[number], task)
             log.info("stage %d (%s) is finished already; skipped", number, task.name)
@@ -211,7 +213,6 @@ class Learner:
         if not preset_of(self.config.strategy).source:
             return None
         check_descriptions(self.config, [task])
-        require_approval(self.dir.path, self.config)
         return SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if len(self.stages) > 1 else None, self.dir.log)
 
     def _pool(self, stage: Stage) -> dict[str, int]:
