@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -24,6 +26,7 @@ from retain import slots
 from retain.device import peak_memory
 from retain.generation import greedy, merged, sample
 from retain.sampling import Sampling
+from retain.types import InputError
 
 PROMPTS = [[10, 11, 12], [20] * 7, [30, 31], [40, 41, 42], [10, 11, 12], [50]] * 4
 WARPED = Sampling(temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.2)
@@ -238,6 +241,12 @@ def test_architectures(kind, layout):
     lm.use_layout(layout)
     for prompt, text in zip(PROMPTS, sample(lm, PROMPTS, Sampling(), 12, batch_size=5, stop=()), strict=True):
         assert text.log_probability == pytest.approx(alone(lm, prompt, text.ids), rel=1e-4)
+
+
+def test_a_recurrent_model_is_refused():
+    model = MambaForCausalLM(MambaConfig(vocab_size=258, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(InputError, match="model: mamba keeps a state"):
+        sample(language_model(model=model, target_modules=["in_proj"]), PROMPTS, Sampling(), 5)
 
 
 def test_the_adapter_is_merged_and_comes_back_bit_for_bit(lm):

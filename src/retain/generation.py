@@ -17,6 +17,7 @@ from retain.memory.random import uniform
 from retain.model import LanguageModel
 from retain.sampling import Sampling, draw_tokens
 from retain.slots import Prefix, Slots, prefill
+from retain.types import InputError
 
 
 @torch.no_grad()
@@ -99,11 +100,13 @@ def sample(
     are computed once. The noise of a token is a function of (seed, index of its prompt, place in the text), so a
     text does not depend on batch size, slot or order (but for rounding in batched matrix products).
     """
+    if getattr(lm.model.get_base_model(), "_is_stateful", False):
+        raise InputError(f"model: {lm.model.config.model_type} keeps a state and no keys and values; it cannot write")
     stop = frozenset(lm.stop_ids if stop is None else stop)
     requests = [_request(lm, i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]
     waiting = sorted((r for r in requests if r.limit > 0), key=lambda r: (-len(r.prompt), r.prompt))
     longest = max((r.limit + (1 if lm.is_encoder_decoder else len(r.prompt)) for r in waiting), default=0)
-    batch = _Batch(lm, sampling, seed, stop, Slots(batch_size, longest))
+    batch = _Batch(lm, sampling, seed, stop, Slots(min(batch_size, len(waiting)), longest))
     lm.model.eval()
     with torch.inference_mode(), merged(lm):
         source = _prefilled(lm, waiting, batch_size)
