@@ -121,6 +121,10 @@ class LanguageModel:
             self._encoded[sample] = self.sequence(prompt, answer, labels)
         return self._encoded[sample]
 
+    def forget(self) -> None:
+        """Let go of the samples that were encoded, and their texts."""
+        self._encoded.clear()
+
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Tokens up to where the (last) answer begins."""
         if sample.messages:

@@ -32,6 +32,7 @@ log = logging.getLogger("retain")
 
 HIGH_TEMPERATURE = 1.5  # SSR 7.1's diverse strategy: a third each by temperature, nucleus and top-k
 LEAST_ROUND = 32
+FIRST_ROUND = 128  # candidates, after which a yield below the floor ends the writing
 MOST_ROUND = 2048
 INPUTS, ANSWERS, VOTES = range(3)  # what noise is for, in seeds
 
@@ -104,7 +105,7 @@ class Writer:
                 passed += funnel.survivors
                 together = self._filter(passed, card, stage, TOGETHER, seed)
                 bar.update(min(len(together.kept), count) - bar.n)
-                if written.generated >= 4 * LEAST_ROUND and len(passed) < self.synthesis.min_yield * written.generated:
+                if written.generated >= FIRST_ROUND and len(passed) < self.synthesis.min_yield * written.generated:
                     break
         written.kept = self._selected(together.survivors, count)
         written.dropped |= {**alone, **together.dropped}
@@ -289,9 +290,9 @@ class Writer:
 
 
 def _round_size(missing: int, kept: int, written: Written) -> int:
-    """How many candidates to write next: what is missing over the yield so far."""
+    """How many candidates to write next: what is missing over the yield so far, which a small first round tells."""
     share = max(kept, 1) / written.generated if written.generated else 0.7
-    return min(max(math.ceil(missing / share), LEAST_ROUND), MOST_ROUND)
+    return min(max(math.ceil(missing / share), LEAST_ROUND), MOST_ROUND if written.generated else FIRST_ROUND)
 
 
 def _labels_asked(card: TaskCard, amount: int, first: int) -> list[str]:
