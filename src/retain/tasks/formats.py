@@ -160,11 +160,13 @@ FORMATS = {
 def frame_of(rows: list[dict], form: Format, template: str) -> Frame:
     """What the prompts of all rows have in common: the one instruction they share, or the one system message.
 
-    Where each row has an instruction of its own, the whole prompt is a row's own input.
+    Where each row has an instruction of its own, the whole prompt is a row's own input; so it is of a row that is
+    alone, since nothing tells what it would have in common with others.
     """
+    alone = len(rows) < 2
     if form is FORMATS["alpaca"]:
         instructions = {_text(row, "instruction", optional=True) for row in rows}
-        if len(instructions) > 1 or not all(_text(row, "input", optional=True) for row in rows):
+        if alone or len(instructions) > 1 or not all(_text(row, "input", optional=True) for row in rows):
             return Frame(chat=template == CHAT_TEMPLATE)
         [instruction] = instructions
         if template == CHAT_TEMPLATE:
@@ -175,7 +177,7 @@ def frame_of(rows: list[dict], form: Format, template: str) -> Frame:
         return Frame()
     parsed = [form.parse(row, template)[2] for row in rows]
     systems = {turns[0][1] if turns[0][0] == "system" else "" for turns in parsed}
-    return Frame(chat=True, system=systems.pop() if len(systems) == 1 else "")
+    return Frame(chat=True, system=systems.pop() if len(systems) == 1 and not alone else "")
 
 
 def _columns(row: dict) -> str:
