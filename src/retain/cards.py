@@ -101,9 +101,12 @@ def label_set(task: Task) -> tuple[str, ...]:
 
 def texts_of(tasks: Iterable[Task]) -> TrainingTexts:
     """What a written sample may not copy: the inputs of all tasks, and the answers that are no labels."""
-    samples = [(task.frame.input_of(sample), sample, label_set(task)) for task in tasks for sample in task.train]
-    answers = [sample.answer for _, sample, labels in samples if sample.answer not in labels]
-    return TrainingTexts([input for input, _, _ in samples], answers)
+    texts: list[str] = []
+    for task in tasks:
+        labels = label_set(task)
+        texts += [task.frame.input_of(sample) for sample in task.train]
+        texts += [sample.answer for sample in task.train if sample.answer not in labels]
+    return TrainingTexts(texts)
 
 
 def write_cards(folder: Path, cards: Sequence[TaskCard]) -> None:

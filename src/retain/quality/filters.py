@@ -81,7 +81,7 @@ class Reference:
             min_words=min_words_of(inputs),
             usual=usual_faults(pairs, choices=choices, prompts=prompts),
             shares=label_shares(answer for _, answer in pairs) if choices else {},
-            training=TrainingTexts(inputs, [answer for _, answer in pairs if answer not in choices]),
+            training=TrainingTexts(inputs + [answer for _, answer in pairs if answer not in choices]),
             center=np.asarray(embed(inputs), dtype=np.float64).mean(axis=0) if embed and inputs else None,
         )
 
@@ -103,12 +103,12 @@ def heuristics(candidates: Sequence[Candidate], reference: Reference, min_words:
 def memorization(candidates: Sequence[Candidate], training: TrainingTexts, limit: float) -> Verdicts:
     """Keep if the input, and an answer of at least 8 words, overlap one training text by ≤ `limit` (SSR 9.9).
 
-    A shorter answer is dropped where a single training sample gives it, see `TrainingTexts`.
+    A shorter answer is dropped where it is a whole training text, one that stands there once; see `TrainingTexts`.
     """
     shares = training.overlap([one.input for one in candidates])
     long = [row for row, one in enumerate(candidates) if len(words(one.answer)) >= LONG]
     shares[long] = np.maximum(shares[long], training.overlap([candidates[row].answer for row in long]))
-    shares[training.tell([one.answer for one in candidates])] = 1.0
+    shares[training.telling([one.answer for one in candidates])] = 1.0
     return [f"{share:.2f} of it stands in one training text" if share > limit else None for share in shares]
 
 

@@ -19,15 +19,13 @@ TELLING = 8  # characters from which a shorter answer may tell whose it is; numb
 class TrainingTexts:
     """Hashed word trigrams of the training texts and which text each is of; made once and asked often.
 
-    answers: the real ones, where they are free text. They are texts too; of the short ones, which repeat by their
-    nature, those of at least 8 characters that only one sample gives are telling.
+    Short answers repeat by their nature, but one of at least 8 characters that stands once in the data is `telling`.
     """
 
-    def __init__(self, texts: Sequence[str], answers: Sequence[str] = ()) -> None:
-        counts = Counter(map(_plain, answers))
-        telling = [answer for answer, count in counts.items() if count == 1 and len(answer) >= TELLING]
+    def __init__(self, texts: Sequence[str]) -> None:
+        counts = Counter(map(_plain, texts))
+        telling = [text for text, count in counts.items() if count == 1 and len(text) >= TELLING]
         self._telling = set(hash_ids(telling).tolist())
-        texts = [*texts, *answers]
         hashes, owners = ngram_hashes(texts, SPAN)
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._owners, self._count = hashes[order], owners[order], len(texts)
@@ -43,9 +41,9 @@ class TrainingTexts:
         limits = np.searchsorted(owners, np.arange(len(texts) + 1))
         return np.array([self._largest(begins[i:j], ends[i:j]) for i, j in pairwise(limits)])
 
-    def tell(self, answers: Sequence[str]) -> list[int]:
-        """Rows of the answers that are a telling one, in other cases or punctuation too."""
-        hashes = hash_ids(map(_plain, answers)).tolist()
+    def telling(self, texts: Sequence[str]) -> list[int]:
+        """Rows of the texts that are a whole training text of at least 8 characters, one that stands there once."""
+        hashes = hash_ids(map(_plain, texts)).tolist()
         return [row for row, one in enumerate(hashes) if one in self._telling]
 
     def _largest(self, begins: np.ndarray, ends: np.ndarray) -> float:
