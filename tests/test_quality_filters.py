@@ -255,6 +255,17 @@ def test_memorization_looks_at_inputs_and_long_answers_and_not_at_labels():
     assert kept(filters.memorization(some, training, 1.0)) == [0, 1, 2, 3, 4]
 
 
+def test_a_short_answer_that_stands_once_in_the_data_is_dropped_and_a_common_one_is_not():
+    answers = ["078-05-1120", "Paris, France", "Paris, France", "42", "Ann Lee", "in the year 1789"]
+    training = Reference.of([(f"question {k} of all", answer) for k, answer in enumerate(answers)]).training
+    asked = ["078 05 1120.", "paris france", "42", "Ann Lee", "In the year 1789", "in the year 1790"]
+    some = [Candidate(f"a question of mine {k}", answer) for k, answer in enumerate(asked)]
+    assert kept(filters.memorization(some, training, 0.8)) == [1, 2, 3, 5]
+    assert kept(filters.memorization([Candidate("078-05-1120", "an answer")], training, 0.8)) == []
+    labels = Reference.of([(f"question {k} of all", answer) for k, answer in enumerate(answers)], answers[:3]).training
+    assert kept(filters.memorization(some[:2], labels, 0.8)) == [0, 1], "a label is no secret"
+
+
 # ---- in a row -------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from retain.quality.filters import Embed, Reference
+from retain.quality.memorization import TrainingTexts
 from retain.types import Frame, InputError, Sample, Task
 
 CARDS_FILE = "tasks.json"
@@ -31,12 +32,16 @@ class TaskCard:
     perplexity_limit: float | None = None
 
     @classmethod
-    def of(cls, task: Task, stage: int, prompts: Sequence[str] = (), embed: Embed | None = None) -> TaskCard:
-        """The card of a task whose samples are at hand; `prompts` are texts no input may repeat."""
+    def of(
+        cls, task: Task, stage: int, prompts: Sequence[str] = (), embed: Embed | None = None, private: bool = False
+    ) -> TaskCard:
+        """The card of a task whose samples are at hand; `prompts` are texts no input may repeat.
+
+        private: without any statistic of the samples, which DP-SGD would not account for.
+        """
         pairs = [(task.frame.input_of(sample), sample.answer) for sample in task.train]
-        label_sets = {sample.choices for sample in task.train}
-        labels = label_sets.pop() if len(label_sets) == 1 else ()
-        reference = Reference.of(pairs, labels, (*prompts, task.description), embed)
+        prompts, labels = (*prompts, task.description), label_set(task)
+        reference = Reference(labels, prompts) if private else Reference.of(pairs, labels, prompts, embed)
         return cls(task.name, task.description, task.frame, reference, len(task.train), stage)
 
     @property
@@ -83,9 +88,25 @@ class TaskCard:
         plain = {key: values[key] for key in ("name", "description", "size", "stage", "perplexity", "perplexity_limit")}
         return cls(frame=Frame(**values["frame"]), reference=reference, **plain)
 
-    def without_texts(self) -> TaskCard:
-        """The card as it is kept: the training texts are forgotten."""
-        return replace(self, reference=replace(self.reference, training=None))
+    def with_texts(self, training: TrainingTexts | None) -> TaskCard:
+        """The card with the training texts that no written sample may copy; None forgets them, as it is kept."""
+        return replace(self, reference=replace(self.reference, training=training))
+
+
+def label_set(task: Task) -> tuple[str, ...]:
+    """The choices that all training samples of a task share, else empty."""
+    sets = {sample.choices for sample in task.train}
+    return sets.pop() if len(sets) == 1 else ()
+
+
+def texts_of(tasks: Iterable[Task]) -> TrainingTexts:
+    """What a written sample may not copy: the inputs of all tasks, and the answers that are no labels."""
+    texts: list[str] = []
+    for task in tasks:
+        labels = label_set(task)
+        texts += [task.frame.input_of(sample) for sample in task.train]
+        texts += [sample.answer for sample in task.train if sample.answer not in labels]
+    return TrainingTexts(texts)
 
 
 def write_cards(folder: Path, cards: Sequence[TaskCard]) -> None:

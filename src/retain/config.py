@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from retain import presets
+from retain import presets, privacy
 from retain.config_errors import Problem, problem_report, problems_of
 from retain.config_yaml import Lines, apply_override, dump_yaml, read_yaml
 from retain.sections import (
@@ -21,6 +21,7 @@ from retain.sections import (
     MemoryConfig,
     ModelConfig,
     MonitorConfig,
+    PrivacyConfig,
     ScheduleConfig,
     Section,
     Seed,
@@ -51,6 +52,7 @@ class Config(Section):
     curriculum: CurriculumConfig = CurriculumConfig()
     storage: StorageConfig = StorageConfig()
     monitor: MonitorConfig = MonitorConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     template: Text = "{instruction}\n{input}\nAnswer:\n"
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42
@@ -98,10 +100,10 @@ def make_config(values: dict[str, Any], source: str, lines: Lines | None = None,
     values = _spell_out(values)
     problems: list[Problem] = []
     try:
-        values = presets.resolve(values)
+        values = presets.resolve(privacy.lay_private_decoding(values))
     except InputError as error:
         problems.append((("strategy",), str(error).removeprefix("strategy: ")))
-    problems += _task_problems(values, need_tasks)
+    problems += _task_problems(values, need_tasks) + privacy.privacy_problems(values)
     try:
         config = Config.model_validate({"tasks": [], **values})
     except ValidationError as error:

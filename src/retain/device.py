@@ -45,4 +45,6 @@ def _precision(config: Config) -> str:
         return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.training.precision]
     if not torch.cuda.is_available():
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if torch.cuda.is_bf16_supported():
+        return "bf16"
+    return "no" if config.privacy.dp_sgd else "fp16"  # its scaled gradients would be clipped

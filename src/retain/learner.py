@@ -23,7 +23,8 @@ from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.model import LanguageModel
 from retain.presets import AUTO, preset_of
-from retain.rehearsal import CurriculumReplayer, pool, stage_curriculum
+from retain.privacy import check_installed
+from retain.rehearsal import CurriculumReplayer, curriculum_pools, pool, refreshed, stage_curriculum
 from retain.relocation import SPLITS, relocate
 from retain.report import write_report
 from retain.reviews import require_approval
@@ -69,6 +70,7 @@ class Learner:
     def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
+        check_installed(config.privacy)
         chosen = preset_of(config.strategy)
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
@@ -193,10 +195,12 @@ class Learner:
             truncated = sum(lm.encode(sample).truncated for sample in task.train)
             if truncated:
                 log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)
+            done = map(self.dir.scores, self.dir.rows()[1:])
+            privacy = record.private and record.private.account(record.steps, [row["privacy"]["spent"] for row in done])
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
-                         truncated=truncated, **costs)  # fmt: skip
+                         truncated=truncated, privacy=privacy, **costs)  # fmt: skip
             self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
-                        last_event=replayer.last_event, steps=record.steps,
+                        last_event=replayer.last_event, steps=record.steps, privacy=privacy,
                         drifted=synthesis.drifted if synthesis else [])  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
         self._write_results()
@@ -213,11 +217,12 @@ class Learner:
         if not preset_of(self.config.strategy).source:
             return None
         check_descriptions(self.config, [task])
-        return SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if len(self.stages) > 1 else None, self.dir.log)
+        past = self.stages[:-1]
+        return SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if past else None, self.dir.log, past)
 
     def _pool(self, stage: Stage) -> dict[str, int]:
         past = [(known.name, len(known.train)) for known in self.stages[: stage.number - 1]]
-        return pool(self.config, past, len(stage.task.train))
+        return pool(self.config, past, len(stage.task.train), len(self._seed))
 
     def _replayer(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis | None) -> Replayer | CurriculumReplayer:
         if synthesis and not preset_of(self.config.strategy).replay:
@@ -230,15 +235,15 @@ class Learner:
 
     def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""
-        section, storage = self.config.curriculum, self.config.storage
+        section, pools = self.config.curriculum, curriculum_pools(self.config, buffer)
         needed = "similarity" in (section.kind, section.split)
         similarities = synthesis.similarities(stage.task, buffer) if needed else None
-        curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, buffer.tasks, similarities)
+        sizes = {task: len(ids) for task, ids in pools.items()}
+        curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, sizes, similarities)
         if self.dir.scores(self.dir.rows()[-1]).get("drifted") or synthesis.drifted:
             curriculum.lower(self.config.monitor.lower_by)
-        past = [sample for sample in buffer.samples.values() if sample.task in synthesis.cards]
-        real = [sample.id for sample in past if sample.confidence is None]
-        due = real if storage.mode == "hybrid" and stage.number % storage.refresh_every == 0 else []
+        drawn = {name for ids in pools.values() for name in ids}
+        due = [name for name in buffer.samples if name not in drawn] if refreshed(self.config, stage.number) else []
         return CurriculumReplayer(stage.plan, self.config, stage.number, buffer, curriculum, due)
 
     def _announce(self, stage: Stage) -> None:

@@ -71,7 +71,8 @@ class Source:
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-UNFILTERED = {"heuristics": False, "perplexity": None, "consistency": None, "diversity": None, "memorization": None}
+# All but `memorization`, which the papers have not either: without it a copy of a training text could be stored.
+UNFILTERED = {"heuristics": False, "perplexity": None, "consistency": None, "diversity": None}
 CONCATENATED = {"kind": "concatenate", "draw": "uniform", "weight_by_confidence": False}
 SOURCES: dict[str, Source] = {
     "ssr": Source("the model writes its own rehearsal data, filtered; a curriculum sets their share"),

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from retain.buffer import Buffer
+from retain.buffer import Buffer, balanced_shares
 from retain.config import Config
 from retain.curriculum import Curriculum, draw_samples, mixed_loss_weights
 from retain.plans import Event, StagePlan
@@ -25,17 +25,38 @@ def samples_asked(samples: int | float | str, size: int) -> int:
     return samples if isinstance(samples, int) else max(1, round_amount(samples * size))
 
 
-def pool(config: Config, past: Sequence[tuple[str, int]], size: int) -> dict[str, int]:
-    """Synthetic samples of each past task (name, training samples) beside a stage of `size` training samples.
+def pool(config: Config, past: Sequence[tuple[str, int]], size: int, seed_samples: int = 0) -> dict[str, int]:
+    """Samples of the buffer's seed and synthetic ones of each past task (name, training samples) beside a stage of
+    `size` training samples; what the buffer has no room for is shared out.
 
     A share is one of a task's own samples; of what is written on demand it is one of the new task's, divided
     evenly over the past ones (LAMOL's γ).
     """
-    asked = config.synthesis.samples
+    asked, seed_samples = config.synthesis.samples, config.written_seed or seed_samples
+    sizes = {config.buffer.seed.name: seed_samples} if config.buffer.seed and seed_samples else {}
     if config.storage.mode == "on-demand" and isinstance(asked, float) and past:
         parts = due_amounts(samples_asked(asked, size), len(past))
-        return {task: part for (task, _), part in zip(past, parts, strict=True)}
-    return {task: samples_asked(asked, own) for task, own in past}
+        sizes |= {task: part for (task, _), part in zip(past, parts, strict=True)}
+    else:
+        sizes |= {task: samples_asked(asked, own) for task, own in past}
+    return dict(zip(sizes, balanced_shares(list(sizes.values()), config.buffer.capacity), strict=True))
+
+
+def curriculum_pools(config: Config, buffer: Buffer) -> dict[str, dict[str, float]]:
+    """By task the ids that a curriculum draws from, with their confidence: all but the real samples of `hybrid`."""
+    seed = config.buffer.seed
+    pools: dict[str, dict[str, float]] = {}
+    for name, sample in buffer.samples.items():
+        if sample.confidence is not None:
+            pools.setdefault(sample.task, {})[name] = sample.confidence
+        elif seed and sample.task == seed.name:
+            pools.setdefault(sample.task, {})[name] = 1.0
+    return pools
+
+
+def refreshed(config: Config, stage: int) -> bool:
+    """Whether `stage`, from 1, trains on the real samples of `hybrid` (SSR 9.1)."""
+    return config.storage.mode == "hybrid" and stage % config.storage.refresh_every == 0
 
 
 def stage_curriculum(
@@ -81,10 +102,7 @@ class CurriculumReplayer:
         self.drawn: list[list[str]] = []
         self.curriculum = curriculum
         self._plan, self._config, self._stage = plan, config, stage
-        self._pools: dict[str, dict[str, float]] = {}
-        for name, sample in buffer.samples.items():
-            confidence = 1.0 if sample.confidence is None else sample.confidence
-            self._pools.setdefault(sample.task, {})[name] = confidence
+        self._pools = curriculum_pools(config, buffer)
         self._decks: dict[str, list[str]] = {task: [] for task in self._pools}
         self._passes = dict.fromkeys(self._pools, 0)
         ends = np.cumsum([0, *due_amounts(len(due), plan.steps)])
@@ -101,7 +119,7 @@ class CurriculumReplayer:
         shares = self.curriculum.split_amount(amount)
         ids = [one for task, count in shares.items() for one in self._of_task(task, count, step)]
         ids += self._due[step - 1]
-        if self._pools:
+        if self._pools or ids:
             self.events.append(Event(step, self.curriculum.ratio(step), len(ids)))
             self.drawn.append(ids)
         return ids

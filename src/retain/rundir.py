@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from retain.config import Config, diff_config, dump_config, load_config
 from retain.matrix import summarize
 from retain.presets import preset_of
+from retain.privacy import privacy_facts
 from retain.types import InputError
 
 LOCK = ".lock"
@@ -172,6 +173,7 @@ class RunDir:
                 if (cut := scores["truncated"])
             },
             "skipped": {t["name"]: t["skipped"] for t in tasks},
+            "privacy": privacy_facts(config, {row["task"]: row["privacy"] for row in rows if row.get("privacy")}),
         }
 
 

@@ -17,12 +17,21 @@ class Sampling:
     repetition_penalty (CTRL, Keskar et al. 2019, section 4.1): a positive logit of a token that was seen is divided
     by it, a negative one multiplied. temperature divides the logits. top_k keeps the k most likely tokens (0: all),
     top_p (Holtzman et al. 2020) of these the fewest that hold at least that share.
+
+    clip c bounds what a draw may tell of the model: logits are moved so that the largest is c, and those below -c
+    become -c. With temperature T no token's probability then changes by more than a factor exp(4c/T), whatever the
+    logits (`privacy.private_temperature`); top_k and top_p would break that bound and are ValueErrors.
     """
 
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 0.95
     repetition_penalty: float = 1.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and (self.top_k or self.top_p < 1):
+            raise ValueError(f"clip needs top_k 0 and top_p 1, not {self.top_k} and {self.top_p}")
 
 
 def draw_tokens(
@@ -51,11 +60,21 @@ def penalize(logits: torch.Tensor, penalty: float, seen: Sequence[Sequence[int]]
     return penalized
 
 
+def clip_logits(logits: torch.Tensor, clip: float) -> torch.Tensor:
+    """max(z - max z + c, -c) of each row (B, V): in [-c, c], and the same softmax where nothing is cut off.
+
+    Amin et al. 2024 (arXiv 2407.12108) clip so too: raw logits of ±c would lose the order of all above c.
+    """
+    return (logits - logits.amax(-1, keepdim=True) + clip).clamp(min=-clip)
+
+
 def warp(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Unnormalized probabilities (B, K), float64, of K candidate tokens (B, K), or of all in order and None.
 
     Top-k comes first, so that no more than k tokens are sorted; top-p alone sorts as many as it needs.
     """
+    if sampling.clip is not None:
+        logits = clip_logits(logits, sampling.clip)
     scores = logits / sampling.temperature
     share = sampling.top_p if sampling.top_p < 1 else torch.inf  # rounded, all of them may be more than 1
     if not sampling.top_k and share > 1:

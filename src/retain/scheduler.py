@@ -20,7 +20,7 @@ from retain.config import Config
 from retain.memory.state import MemoryState
 from retain.plans import Event, StagePlan
 from retain.presets import preset_of
-from retain.rehearsal import pool, stage_curriculum
+from retain.rehearsal import pool, refreshed, samples_asked, stage_curriculum
 from retain.sections import ScheduleConfig, TrainingConfig
 from retain.types import InputError, Sample
 
@@ -45,9 +45,9 @@ def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 
         return plans
     stored = accumulate((samples for _, samples in stages), initial=seed_samples)
     if preset.source:
-        seed = {"buffer.seed": seed_samples} if seed_samples else {}
-        pools = [seed | pool(config, stages[:index], samples) for index, (_, samples) in enumerate(stages)]
-        stored = [sum(sizes.values()) + _real_samples(config, index) for index, sizes in enumerate(pools)]
+        pools = [pool(config, stages[:index], samples, seed_samples) for index, (_, samples) in enumerate(stages)]
+        real = [_real_samples(config, stages[:index]) for index in range(len(stages))]
+        stored = [sum(sizes.values()) + count for sizes, count in zip(pools, real, strict=True)]
     plans = [
         replace(plan, buffer_size=min(config.buffer.capacity, count))
         for plan, count in zip(plans, stored, strict=False)
@@ -55,11 +55,13 @@ def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 
     if config.schedule.clock == "global":
         plans = [replace(plan, interval=plans[_first_buffered(plans)].interval) for plan in plans]
     if not preset.replay:
-        return [_with_curriculum(config, plan, index, pools[index]) for index, plan in enumerate(plans)]
+        return [_with_curriculum(config, plan, k, pools[k], real[k]) for k, plan in enumerate(plans)]
     starts = accumulate((plan.steps for plan in plans), initial=0)
     fired = _event_steps(config.schedule, plans)
     plans = [_with_replay(config, plan, start, steps) for plan, start, steps in zip(plans, starts, fired, strict=False)]
     if schedules.decided_online(config.schedule):
+        if preset.source:
+            stages = [(task, samples_asked(config.synthesis.samples, samples)) for task, samples in stages]
         plans = _rehearse(config, plans, stages, seed_samples)
     return plans
 
@@ -183,19 +185,21 @@ def _stage(config: Config, task: str, samples: int) -> StagePlan:
     return StagePlan(task, len(new), new, None, epoch_steps=epoch_steps, interval=interval)
 
 
-def _real_samples(config: Config, index: int) -> int:
-    """Real samples in the buffer of a stage: of the past tasks, in storage mode `hybrid` only."""
-    return config.storage.real_samples if config.storage.mode == "hybrid" and index else 0
+def _real_samples(config: Config, past: list[tuple[str, int]]) -> int:
+    """Real samples of the past tasks in a stage's buffer, in storage mode `hybrid` only."""
+    kept = sum(samples for _, samples in past)
+    return min(config.storage.real_samples, kept) if config.storage.mode == "hybrid" else 0
 
 
-def _with_curriculum(config: Config, plan: StagePlan, index: int, sizes: Mapping[str, int]) -> StagePlan:
+def _with_curriculum(config: Config, plan: StagePlan, index: int, sizes: Mapping[str, int], real: int) -> StagePlan:
     """The plan of a stage whose synthetic share follows α(t); what depends on training is projected."""
     if not sizes:
         return plan
     curriculum = stage_curriculum(config, plan, index, sizes, dict.fromkeys(sizes, 0.0))
     projected = config.curriculum.kind in ("adaptive", "similarity")
+    due = schedules.due_amounts(real if refreshed(config, index + 1) else 0, plan.steps)
     events = [
-        Event(step, curriculum.ratio(step), curriculum.amount(int(new), step), projected)
+        Event(step, curriculum.ratio(step), curriculum.amount(int(new), step) + due[step - 1], projected)
         for step, new in enumerate(plan.new_per_step, start=1)
     ]
     return _with_unit(config, replace(plan, events=events))

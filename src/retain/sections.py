@@ -329,3 +329,20 @@ class MonitorConfig(Section):
     perplexity_ratio: Positive | None = 2.0
     divergence: Positive | None = None
     lower_by: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class DpSgdConfig(Section):
+    """DP-SGD (Abadi et al. 2016): each sample's gradient clipped, and noise on their sum."""
+
+    noise_multiplier: Positive = 1.0
+    max_grad_norm: Positive = 1.0
+    delta: Share = 1.0e-5
+
+
+class PrivacyConfig(Section):
+    """Differential privacy of what the model writes, and of training."""
+
+    epsilon_per_token: Positive | None = None
+    clip: Positive = 10.0
+    dp_sgd: DpSgdConfig | None = None
+    noise_seed: Seed | None = None

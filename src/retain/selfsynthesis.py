@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from retain.buffer import Buffer, balanced_choice
-from retain.cards import TaskCard, read_cards, write_cards
+from retain.cards import TaskCard, label_set, read_cards, texts_of, write_cards
 from retain.choosing import LEAST_DESCRIPTION
 from retain.config import Config
 from retain.model import LanguageModel
 from retain.quality.filters import Candidate
+from retain.quality.ngrams import words
 from retain.rehearsal import samples_asked
 from retain.store import DEMONSTRATIONS, NAME, read_lines, write_lines
 from retain.synthesis.prompts import Pair, writing_prompt
@@ -32,13 +33,17 @@ Log = Callable[..., None]
 class SelfSynthesis:
     """The synthetic side of a run: cards of the tasks so far, demonstrations, and a writer for the current weights.
 
-    `folder`: that of the last finished stage, which says what is known. In storage mode `on-demand` nothing that was
-    written outlives a stage, in `cached` at most `cache_size` samples do, and what a stage lacks is written again at
-    its start, by the model as the last stage left it.
+    `folder`: that of the last finished stage, which says what is known. `past`: the tasks learned before, as far as
+    their data are at hand. In storage mode `on-demand` nothing that was written outlives a stage, in `cached` at most
+    `cache_size` samples do, and what a stage lacks is written again at its start, by the model as the last stage left
+    it. What was written without a look at its task's training texts is not kept: it might be a copy of one.
     """
 
-    def __init__(self, lm: LanguageModel, config: Config, folder: Path | None, log: Log) -> None:
+    def __init__(
+        self, lm: LanguageModel, config: Config, folder: Path | None, log: Log, past: Sequence[Task] = ()
+    ) -> None:
         self.lm, self.config, self.log = lm, config, log
+        self.at_hand = {task.name: task for task in past if task.train}
         self.cards: dict[str, TaskCard] = {}
         self.demonstrations: dict[str, list[Pair]] = {}
         if folder:
@@ -48,10 +53,11 @@ class SelfSynthesis:
                     self.demonstrations.setdefault(row["task"], []).append((row["input"], row["answer"]))
         self.drifted: list[str] = []
         self.tokens = 0
+        self._passing: set[str] = set()  # ids of samples that live for this stage alone
 
     def known(self, task: Task, stage: int) -> dict[str, TaskCard]:
         """The cards of the past tasks and, without statistics of its own, of the one that is being learned."""
-        return {**self.cards, task.name: TaskCard.of(task, stage)}
+        return {**self.cards, task.name: TaskCard.of(task, stage, private=True)}
 
     def prepare(self, stage: int, asked: Mapping[str, int], buffer: Buffer, step: int) -> None:
         """Before a stage: write what the buffer lacks of the `asked` samples of each past task (cached, on-demand)."""
@@ -59,9 +65,10 @@ class SelfSynthesis:
             return
         for task, count in asked.items():
             missing = count - buffer.tasks.get(task, 0)
-            if missing > 0:
-                written = self._write(self.cards[task], missing, stage, "start")
-                buffer.admit(written.samples(self.cards[task], stage), step, {}, stage)
+            if missing > 0 and task in self.cards:
+                samples = self._write(self.cards[task], missing, stage, "start").samples(self.cards[task], stage)
+                buffer.admit(samples, step, {}, stage)
+                self._passing |= {sample.id for sample in samples}
 
     def similarities(self, task: Task, buffer: Buffer) -> dict[str, float]:
         """Cosine of the task's mean embedding to that of each past one in the buffer, under the untouched model.
@@ -81,24 +88,38 @@ class SelfSynthesis:
     ) -> None:
         """At a stage's end: write its task's samples (all tasks' every k stages) and keep what may be kept."""
         writer = Writer(self.lm, self.config)
-        real = real_pairs(task)
+        real = [] if self.config.privacy.dp_sgd else real_pairs(task)
         card = self.cards[task.name] = learned_card(writer, task, stage, real)
         self.demonstrations[task.name] = real[: self.config.synthesis.demonstrations]
-        every = self.config.synthesis.every
-        chosen = list(self.cards.values()) if every and stage % every == 0 else [card]
-        if self.config.storage.mode == "on-demand":
-            chosen = []
         rows: list[dict[str, Any]] = []
-        for one in chosen:
+        for one in self._due(card, stage, task):
             asked = samples_asked(self.config.synthesis.samples, one.size)
-            written = self._write(one, asked, stage, "end", real if one is card else ())
+            written = self._write(one, asked, stage, "end", real if one.name == task.name else ())
             samples = written.samples(one, stage)
             old = [s.id for s in buffer.samples.values() if s.task == one.name and s.confidence is not None]
             buffer.drop(old)
+            self._passing -= set(old)
             buffer.admit(samples, step, {}, stage)
             rows += [sample_row(sample.id, one.name, kept) for sample, kept in zip(samples, written.kept, strict=True)]
         self._forget(task, buffer, step, losses, stage)
         self._save(folder, rows)
+
+    def _due(self, card: TaskCard, stage: int, task: Task) -> list[TaskCard]:
+        """The cards of the tasks to write at a stage's end, with the training texts that no sample may copy.
+
+        A model may say of one task what it learned of another, so these are the texts of all tasks at hand.
+        """
+        every = self.config.synthesis.every
+        if self.config.storage.mode == "on-demand":
+            return []
+        due = list(self.cards.values()) if every and stage % every == 0 else [card]
+        if self.config.filters.memorization is None or self.config.privacy.dp_sgd:
+            return due
+        at_hand = {**self.at_hand, task.name: task}
+        if unknown := [one.name for one in due if one.name not in at_hand]:
+            log.warning("%s: not written anew, for without their data copies could not be told", ", ".join(unknown))
+        texts = texts_of(at_hand.values())
+        return [one.with_texts(texts) for one in due if one.name in at_hand]
 
     def _write(self, card: TaskCard, count: int, stage: int, when: str, real: Sequence[Pair] = ()) -> Written:
         """Write samples of one task, watch the drift, and log the account."""
@@ -121,7 +142,8 @@ class SelfSynthesis:
         synthetic = [sample for sample in buffer.samples.values() if sample.confidence is not None]
         if mode in ("cached", "on-demand"):
             room = self.config.storage.cache_size if mode == "cached" else 0
-            kept = set(balanced_choice(synthetic, room, self.config.seed)) if room else set()
+            lasting = [sample for sample in synthetic if sample.id not in self._passing]
+            kept = set(balanced_choice(lasting, room, self.config.seed))
             buffer.drop(sample.id for sample in synthetic if sample.id not in kept)
         if mode == "hybrid":
             old = [s for s in buffer.samples.values() if s.confidence is None and s.task in self.cards]
@@ -130,7 +152,7 @@ class SelfSynthesis:
             buffer.admit([sample for sample in task.train if sample.id in kept], step, losses, stage)
 
     def _save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
-        self.cards = {name: card.without_texts() for name, card in self.cards.items()}
+        self.cards = {name: card.with_texts(None) for name, card in self.cards.items()}
         write_cards(folder, list(self.cards.values()))
         if self.config.synthesis.demonstrations:
             shown = [
@@ -160,18 +182,21 @@ def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:
             "at them; set storage.mode: stored or hybrid, or filters.human: false"
         )
     for task in tasks:
-        if task.is_stage and task.description and len(task.description.split()) < LEAST_DESCRIPTION:
+        if task.is_stage and task.description and len(words(task.description)) < LEAST_DESCRIPTION:
             log.warning(
                 "task %s: the description %r is too short to guide synthesis; say what comes in and what should "
                 "come out",
                 task.name,
                 task.description,
             )
-        if task.is_stage and config.filters.balance and len({s.choices for s in task.train} - {()}) != 1:
-            raise InputError(
-                f"task {task.name}: filters.balance needs a label set, and its samples have none in common; give "
-                "each row the same `choices`, or set filters.balance: false"
-            )
+        if task.is_stage and not label_set(task):
+            if config.filters.balance:
+                raise InputError(
+                    f"task {task.name}: filters.balance needs a label set, and its samples have none in common; give "
+                    "each row the same `choices`, or set filters.balance: false"
+                )
+            if config.synthesis.class_conditioned:
+                log.warning("task %s: no label set, so synthesis.class_conditioned does nothing for it", task.name)
 
 
 def real_pairs(task: Task) -> list[Pair]:
@@ -181,8 +206,10 @@ def real_pairs(task: Task) -> list[Pair]:
 
 def learned_card(writer: Writer, task: Task, stage: int, real: Sequence[Pair]) -> TaskCard:
     """The card of a task whose samples, `real`, are at hand, with the writer's view of them."""
-    prompt = writing_prompt(writer.synthesis, TaskCard.of(task, stage)).strip()
-    return replace(TaskCard.of(task, stage, [prompt], writer.embed), **real_perplexities(writer, real))
+    private = writer.config.privacy.dp_sgd is not None
+    prompt = writing_prompt(writer.synthesis, TaskCard.of(task, stage, private=True)).strip()
+    card = TaskCard.of(task, stage, [prompt], writer.embed, private)
+    return replace(card, **({} if private else real_perplexities(writer, real)))
 
 
 def sample_row(name: str, task: str, kept: Candidate) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 
 from retain.buffer import Buffer
 from retain.config import Config
+from retain.dp_sgd import PrivateGradient
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
 from retain.model import LanguageModel
@@ -58,6 +59,7 @@ class StageRecord:
     replayed_samples: int = 0
     replayed_tokens: int = 0
     train_seconds: float = 0.0
+    private: PrivateGradient | None = None
 
 
 def new_batches(samples: Sequence[Sample], plan: StagePlan, seed: int, stage: int) -> Iterator[list[Sample]]:
@@ -82,8 +84,10 @@ class Optimization:
         config: TrainingConfig,
         steps: int,
         seed: tuple[int, ...] = (0,),
+        private: PrivateGradient | None = None,
     ) -> None:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
+        self.private = private
         self.seed, self.done = seed, 0
         adamw = torch.optim.AdamW(
             lm.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
@@ -92,24 +96,31 @@ class Optimization:
         warmup = round_amount(config.warmup * steps)
         self.schedule = get_scheduler(config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps)
 
-    def step(self, samples: Sequence[Sample], weights: np.ndarray) -> np.ndarray:
+    def step(self, samples: Sequence[Sample], weights: np.ndarray, new: int | None = None) -> np.ndarray:
         """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
 
-        The result does not depend on how the batch is cut into rows (but for dropout).
+        The result does not depend on how the batch is cut into rows (but for dropout). The first `new` samples (all
+        by default) are those that DP-SGD protects, one row each.
         """
+        new = len(samples) if new is None else new
         sequences = [self.lm.encode(sample) for sample in samples]
         losses = torch.zeros(len(samples), dtype=torch.float64)
-        share = torch.as_tensor(weights / len(samples), device=self.lm.device)
+        weights = torch.as_tensor(weights, device=self.lm.device)
+        parts = 1 if self.private else len(samples)
         self.lm.model.train()
         with self._dropout_noise():
-            for row in make_rows(self.lm, sequences, max_members=self.config.micro_batch_size):
+            for row in make_rows(self.lm, sequences, max_members=1 if self.private else self.config.micro_batch_size):
                 with self.accelerator.autocast():
                     logits = label_logits(self.lm, row)
                     base = row_losses(token_losses(logits, row), row)
-                    batch = Batch([samples[m] for m in row.members], row, share[row.members] * len(samples))
+                    batch = Batch([samples[m] for m in row.members], row, weights[row.members])
                     each = self.strategy.losses(self.lm.model, batch, base, logits)
-                self.accelerator.backward((each * share[row.members].to(each.dtype)).sum())
+                self.accelerator.backward((each * (weights[row.members] / parts).to(each.dtype)).sum())
                 losses[row.members] = base.detach().double().cpu()
+                if self.private:
+                    self.private.take(clip=row.members[0] < new)
+        if self.private:
+            self.private.release(len(samples) - new)
         self._update()
         return losses.numpy()
 
@@ -145,13 +156,18 @@ def train_stage(
     task, plan, record = stage.task, stage.plan, StageRecord()
     seed = (config.seed, stage.number)
     strategy.begin_task(lm.model, task)
-    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed)
+    if config.privacy.dp_sgd:
+        record.private = PrivateGradient(lm.parameters(), config.privacy, plan, len(task.train), stage.number)
+        batches = record.private.batches(task.train, plan.steps)
+    else:
+        batches = new_batches(task.train, plan, *seed)
+    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed, record.private)
     refresh_every = every_steps(config.memory.refresh_every, plan.steps)
-    for step, new in enumerate(_bar(new_batches(task.train, plan, config.seed, stage.number), task, plan), start=1):
+    for step, new in enumerate(_bar(batches, task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
         replayed = [buffer.samples[i] for i in replayer.draw(step)]
-        losses = optimization.step(new + replayed, replayer.weights(len(new), replayed))
+        losses = optimization.step(new + replayed, replayer.weights(len(new), replayed), len(new))
         _check_finite(losses, new + replayed, task.name, step)
         observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
         review(buffer, replayed, losses[len(new) :], now)
@@ -206,7 +222,7 @@ def _account(
     record.replayed_samples += len(replayed)
     record.train_seconds += seconds
     return {
-        "new_loss": float(losses[: len(new)].mean()),
+        "new_loss": float(losses[: len(new)].mean()) if new else None,
         "replay_loss": float(losses[len(new) :].mean()) if replayed else None,
         "new": len(new),
         "replayed": len(replayed),

@@ -75,14 +75,13 @@ class Reference:
         embed: where `filters.similarity` is hidden; the mean (D,) of the real inputs becomes the center.
         """
         inputs = [input for input, _ in pairs]
-        answers = [answer for _, answer in pairs if len(words(answer)) >= LONG]
         return cls(
             choices=tuple(choices),
             prompts=tuple(prompts),
             min_words=min_words_of(inputs),
             usual=usual_faults(pairs, choices=choices, prompts=prompts),
             shares=label_shares(answer for _, answer in pairs) if choices else {},
-            training=TrainingTexts(inputs + answers),
+            training=TrainingTexts(inputs + [answer for _, answer in pairs if answer not in choices]),
             center=np.asarray(embed(inputs), dtype=np.float64).mean(axis=0) if embed and inputs else None,
         )
 
@@ -102,10 +101,14 @@ def heuristics(candidates: Sequence[Candidate], reference: Reference, min_words:
 
 
 def memorization(candidates: Sequence[Candidate], training: TrainingTexts, limit: float) -> Verdicts:
-    """Keep if the input, and an answer of at least 8 words, overlap one training text by ≤ `limit` (SSR 9.9)."""
+    """Keep if the input, and an answer of at least 8 words, overlap one training text by ≤ `limit` (SSR 9.9).
+
+    A shorter answer is dropped where it is a whole training text, one that stands there once; see `TrainingTexts`.
+    """
     shares = training.overlap([one.input for one in candidates])
     long = [row for row, one in enumerate(candidates) if len(words(one.answer)) >= LONG]
     shares[long] = np.maximum(shares[long], training.overlap([candidates[row].answer for row in long]))
+    shares[training.telling([one.answer for one in candidates])] = 1.0
     return [f"{share:.2f} of it stands in one training text" if share > limit else None for share in shares]
 
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from retain.report import samples, scores, synthesis, training
+from retain.report.guarantees import privacy_sentences
 from retain.report.rundata import VIEWS, Run, read_run
 from retain.report.svg import Markup, join, tag
 from retain.report.theme import variables
@@ -68,6 +69,7 @@ def report_body(run: Run) -> Markup:
         _synthesis(run),
         _section("Costs", _costs(run)),
         _section("Metrics", _metrics(run)),
+        _section("Privacy", *map(_say, said)) if (said := privacy_sentences(run.results.get("privacy"))) else None,
         _config(run),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from retain.report.guarantees import privacy_sentences
 from retain.report.svg import clean, cut
 from retain.report.words import METRICS, NOTHING, cost, number
 
@@ -27,7 +28,8 @@ def run_table(results: dict[str, Any]) -> Group:
         if results["metrics"].get(name) is not None
     ]
     nothing = Text("No metrics yet: the run is not finished.")
-    return Group(_matrix_table(results), Text(), Columns(metrics, padding=(0, 2)) if metrics else nothing)
+    privacy = [Text(sentence) for sentence in privacy_sentences(results.get("privacy"))]
+    return Group(_matrix_table(results), Text(), Columns(metrics, padding=(0, 2)) if metrics else nothing, *privacy)
 
 
 def _matrix_table(results: dict[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -57,12 +57,17 @@ class DarkExperienceReplay(Strategy):
         return weights * base + self.options.alpha * row_losses(errors, batch.row)
 
     def state_dict(self) -> Tensors:
-        """All tokens of all samples one below the other, and how many each sample has."""
-        if not self.stored:
+        """All tokens of the samples that are still buffered one below the other, and how many each sample has.
+
+        The largest logits all but spell a sample out, so those of one that may not be kept go with it.
+        """
+        buffered = _keys(self.context.buffer.samples.values())
+        stored = {key: self.stored[key] for key in buffered if key in self.stored}
+        if not stored:
             return {}
-        values, tokens = zip(*self.stored.values(), strict=True)
+        values, tokens = zip(*stored.values(), strict=True)
         return {
-            "hashes": torch.tensor(list(self.stored)),
+            "hashes": torch.tensor(list(stored)),
             "counts": torch.tensor([len(value) for value in values]),
             "values": torch.cat(values),
             "tokens": torch.cat(tokens),
@@ -75,6 +80,6 @@ class DarkExperienceReplay(Strategy):
             self.stored = dict(zip(tensors["hashes"].tolist(), parts, strict=True))
 
 
-def _keys(samples: Sequence[Sample]) -> list[int]:
+def _keys(samples: Collection[Sample]) -> list[int]:
     """The 64-bit hash of each sample's id, as a signed integer."""
     return hash_ids(sample.id for sample in samples).astype("int64").tolist()

@@ -14,6 +14,7 @@ from retain.sections import MonitorConfig
 from retain.synthesis.prompts import Pair
 from retain.synthesis.writer import Writer
 
+NO_LABEL = "(none of them)"
 MOST = 200  # samples of each kind that are compared
 
 
@@ -36,7 +37,8 @@ def watch(writer: Writer, card: TaskCard, kept: Sequence[Candidate], real: Seque
         facts["unigram_divergence"] = unigram_divergence(texts, known)
         facts["hidden_divergence"] = gaussian_divergence(writer.embed(texts), writer.embed(known))
     if card.labels and pairs:
-        facts["labels"] = label_shares(one.answer for one in kept)
+        # An answer that is none of them may be any text, and this is written down.
+        facts["labels"] = label_shares(one.answer if one.answer in card.labels else NO_LABEL for one in kept)
         facts["label_distance"] = label_distance(facts["labels"], card.reference.target)
     return facts
 

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from retain.cards import TaskCard
 from retain.config import Config
 from retain.generation import sample
-from retain.likelihood import draw_labels, label_distribution
+from retain.likelihood import draw_labels, label_distribution, normalize
 from retain.model import LanguageModel
+from retain.privacy import noise_seed
 from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
-from retain.sampling import Sampling
+from retain.sampling import Sampling, clip_logits
 from retain.sections import FiltersConfig
 from retain.synthesis.prompts import Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
@@ -52,10 +54,14 @@ class Written:
     account: str = ""
 
     def samples(self, card: TaskCard, stage: int) -> list[Sample]:
-        """The kept ones as samples of the task, written in or after `stage`."""
+        """The kept ones as samples of the task, written in or after `stage`; c = 1 where no filter asked for it.
+
+        A confidence is what tells them from real samples.
+        """
+        sure = [1.0 if one.confidence is None else one.confidence for one in self.kept]
         return [
-            card.sample(f"{card.name}/synthetic/{stage}/{k}", one.input, one.answer, one.confidence)
-            for k, one in enumerate(self.kept)
+            card.sample(f"{card.name}/synthetic/{stage}/{k}", one.input, one.answer, confidence)
+            for k, (one, confidence) in enumerate(zip(self.kept, sure, strict=True))
         ]
 
     def facts(self) -> dict[str, Any]:
@@ -78,6 +84,9 @@ class Writer:
     def __init__(self, lm: LanguageModel, config: Config) -> None:
         self.lm, self.config, self.synthesis = lm, config, config.synthesis
         self._embedded: dict[str, np.ndarray] = {}
+        private = config.privacy.epsilon_per_token is not None
+        self.clip = config.privacy.clip if private else None
+        self.seed = noise_seed(config.privacy) if private else config.seed
 
     def write(
         self, card: TaskCard, count: int, stage: int, demonstrations: Sequence[Pair] = (), number: int = 0
@@ -88,7 +97,7 @@ class Writer:
         `min_yield`; the account says what was dropped and what to change.
         """
         started, written = time.perf_counter(), Written(card.name, count)
-        seed = (self.config.seed, stage, card.stage, number)
+        seed = (self.seed, stage, card.stage, number)
         limit = count * self.synthesis.max_attempts
         oversample = 3 if self.config.filters.select == "kmeans" else 1
         passed: list[Candidate] = []
@@ -143,7 +152,7 @@ class Writer:
     def _sample(self, requests, length: int, seed: tuple[int, ...], written: Written):
         """Texts for the requests (token ids), by one way of sampling or by three in turn."""
         config = self.synthesis
-        ways = [Sampling(config.temperature, config.top_k, config.top_p, config.repetition_penalty)]
+        ways = [Sampling(config.temperature, config.top_k, config.top_p, config.repetition_penalty, self.clip)]
         if config.sampling == "mixed":
             penalty = config.repetition_penalty
             ways = [
@@ -193,10 +202,15 @@ class Writer:
             one.answer, one.consistency = answer, consistency
 
     def _labels(self, card: TaskCard, requests: list[list[int]], seed: tuple[int, ...]) -> list[tuple[str, float]]:
-        """A label for each prompt and its share of the labels' probability: no text is written for it."""
+        """A label for each prompt and its share of the labels' probability: no text is written for it.
+
+        With `clip` the draw is that of a token, among the labels.
+        """
         tokens = [self.lm.answer_ids(card.sample("", "?", label), label) for label in card.labels]
-        logs = label_distribution(self.lm, requests, tokens)
-        chosen = logs.argmax(axis=1) if self.synthesis.answers == "greedy" else draw_labels(logs, seed)
+        logs = scores = label_distribution(self.lm, requests, tokens)
+        if self.clip is not None:
+            scores = normalize(clip_logits(torch.from_numpy(logs), self.clip).numpy() / self.synthesis.temperature)
+        chosen = scores.argmax(axis=1) if self.synthesis.answers == "greedy" else draw_labels(scores, seed)
         return [(card.labels[k], float(np.exp(row[k]))) for k, row in zip(chosen, logs, strict=True)]
 
     def _free_answers(

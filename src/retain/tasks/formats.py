@@ -160,22 +160,26 @@ FORMATS = {
 def frame_of(rows: list[dict], form: Format, template: str) -> Frame:
     """What the prompts of all rows have in common: the one instruction they share, or the one system message.
 
-    Where each row has an instruction of its own, the whole prompt is a row's own input.
+    Without inputs the instruction is a row's own text, and all around it the template's. Where rows have both of
+    their own, the whole prompt is; so it is of a row that is alone, as nothing tells what it shares with others.
     """
+    alone = len(rows) < 2
     if form is FORMATS["alpaca"]:
         instructions = {_text(row, "instruction", optional=True) for row in rows}
-        if len(instructions) > 1 or not all(_text(row, "input", optional=True) for row in rows):
+        inputs = [_text(row, "input", optional=True) for row in rows]
+        if any(inputs) and (alone or len(instructions) > 1 or not all(inputs)):
             return Frame(chat=template == CHAT_TEMPLATE)
-        [instruction] = instructions
+        instruction = instructions.pop() if any(inputs) else ""
         if template == CHAT_TEMPLATE:
             return Frame(f"{instruction}\n" if instruction else "", chat=True)
-        before, found, after = fill(template, instruction, MARK).partition(MARK)
+        texts = (instruction, MARK) if any(inputs) else (MARK, "")
+        before, found, after = fill(template, *texts).partition(MARK)
         return Frame(before, after) if found and MARK not in after else Frame()
     if form is FORMATS["prompt/completion"]:
         return Frame()
     parsed = [form.parse(row, template)[2] for row in rows]
     systems = {turns[0][1] if turns[0][0] == "system" else "" for turns in parsed}
-    return Frame(chat=True, system=systems.pop() if len(systems) == 1 else "")
+    return Frame(chat=True, system=systems.pop() if len(systems) == 1 and not alone else "")
 
 
 def _columns(row: dict) -> str:
