@@ -123,8 +123,9 @@ def leaks(out, split="train"):
 
 def texts_of(task):
     """What a model that memorized the task would say."""
-    said = [secret(task, "train", k, part) for k in range(ROWS) for part in ("input", "output")]
-    return said + ([f"What of {secret(task, 'train', k, 'input')}?" for k in range(ROWS)] if task == "notes" else [])
+    rows = [row(task, "train", k) for k in range(ROWS)]
+    answers = [] if task == "color" else [one["output"] for one in rows]
+    return [one["input"] or one["instruction"] for one in rows] + answers
 
 
 def memorizing(monkeypatch, joint=False):
@@ -168,10 +169,10 @@ def test_no_real_text_stays_even_of_a_model_that_says_it(strategy, mode, tmp_pat
 
 
 def test_the_search_finds_what_is_there(tmp_path):
-    """Stored replay and hybrid keep real samples, so the search must find them."""
+    """Stored replay and hybrid keep real samples, and the report of the latter shows some: the search finds them."""
     assert "buffer/samples.parquet" in leaks(run_secret(tmp_path, "stored", strategy="mssr"))
     hybrid = run_secret(tmp_path, "hybrid", storage={"mode": "hybrid", "real_samples": 4})
-    assert leaks(hybrid) == ["buffer/samples.parquet"]
+    assert leaks(hybrid) == ["buffer/samples.parquet", "report.html"]
     for compression, name in (("gzip", "x.gz"), ("zstd", "x.zst")):
         folder = tmp_path / compression
         folder.mkdir()
@@ -182,7 +183,7 @@ def test_the_search_finds_what_is_there(tmp_path):
 def test_demonstrations_and_predictions_are_the_exceptions_and_can_be_turned_off(tmp_path):
     shown = {"method": "in-context", "demonstrations": 1}
     out = run_secret(tmp_path, synthesis=shown, evaluation={"save_predictions": False})
-    assert {name.rpartition("/")[2] for name in leaks(out)} == {"demonstrations.jsonl"}
+    assert {name.rpartition("/")[2] for name in leaks(out)} == {"demonstrations.jsonl", "report.html"}
     assert leaks(out, "test") == []
 
 
