@@ -100,7 +100,7 @@ def sample(
     are computed once. The noise of a token is a function of (seed, index of its prompt, place in the text), so a
     text does not depend on batch size, slot or order (but for rounding in batched matrix products).
     """
-    if getattr(lm.model.get_base_model(), "_is_stateful", False):
+    if getattr(lm.unwrapped, "_is_stateful", False):
         raise InputError(f"model: {lm.model.config.model_type} keeps a state and no keys and values; it cannot write")
     stop = frozenset(lm.stop_ids if stop is None else stop)
     requests = [_request(lm, i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]

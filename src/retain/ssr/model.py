@@ -88,7 +88,7 @@ class SSRModel:
         validate(Request, {"task_description": task_description}, "synthesize_task_memory")
         card = self.cards.get(repr(task_id)) or self._fresh(task_id, task_description)
         card, count = replace(card, description=task_description), self.options.num_synthesis_examples
-        self.cards[card.name] = card.without_texts()
+        self.cards[card.name] = card.with_texts(None)
         written = Writer(self.lm, self.config).write(card, count, card.stage)
         if len(written.kept) < count:
             log.warning(
