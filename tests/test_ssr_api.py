@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from tiny import byte_tokenizer, save_tiny_model, tiny_llama, tiny_t5
+from tiny import byte_tokenizer, save_tiny_model, terse, tiny_llama, tiny_t5
 from torch.utils.data import DataLoader
 
 import retain.ssr.model
@@ -89,7 +89,7 @@ def changed(before, model):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_usage_example_runs_as_it_stands(kind, caplog):
-    llm = MODELS[kind]()
+    llm = terse(MODELS[kind]())
     seen, before = [], weights(llm)
     names = {"SSRModel": SSRModel, "llm": llm, "tokenizer": byte_tokenizer()}
     names |= {"sentiment": DataLoader(REVIEWS, batch_size=4), "questions": DataLoader(QUESTIONS, batch_size=4)}
@@ -122,9 +122,8 @@ def test_a_task_that_was_learned_is_written(learned):
 
 
 def test_past_tasks_are_rehearsed(learned, monkeypatch):
-    ssr_model, steps = copy.copy(learned[0]), []
+    ssr_model, steps = copy.deepcopy(learned[0]), []
     ssr_model.scheduler = CurriculumScheduler(0.25, 0.75, warmup_steps=2)
-    ssr_model.synthetic_memory = dict(ssr_model.synthetic_memory)
     real = Optimization.step
 
     def spy(self, samples, weights):
@@ -157,9 +156,10 @@ def naive_loss(model, prompt, answer):
     prompt = tokenizer(prompt).input_ids
     answer = [*tokenizer(answer).input_ids, tokenizer.eos_token_id]
     if model.config.is_encoder_decoder:
-        return model(input_ids=torch.tensor([[*prompt, 1]]), labels=torch.tensor([answer])).loss
-    labels = torch.tensor([[-100] * len(prompt) + answer])
-    return model(input_ids=torch.tensor([[*prompt, *answer]]), labels=labels).loss
+        logits = model(input_ids=torch.tensor([[*prompt, 1]]), labels=torch.tensor([answer])).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
 
 
 @pytest.mark.parametrize("generator_weight", [0.0, 0.25])
@@ -177,7 +177,7 @@ def test_a_plain_model_is_trained_in_full_as_a_naive_loop_trains_it(llm, generat
             (sum(answers) / len(batch) + generator_weight * sum(inputs) / len(batch)).backward()
             optimizer.step()
             optimizer.zero_grad()
-            epoch.append(float(sum(answers)) / len(batch))
+            epoch.append(sum(answers).item() / len(batch))
         expected.append(sum(epoch) / 2)
     assert history == {"loss": pytest.approx(expected, rel=1e-6)}
     for name, value in other.state_dict().items():
@@ -353,7 +353,7 @@ def test_the_tokenizer_beside_the_model_is_found(tmp_path):
 
 
 def test_examples_are_written_from_a_description(llm):
-    given = {"model": llm.float(), "tokenizer": byte_tokenizer(), "max_length": 8}
+    given = {"model": terse(llm.float()), "tokenizer": byte_tokenizer(), "max_length": 8}
     one, two = SynthesisModel(given), SynthesisModel(given)
     examples = one.synthesize_examples("Tell how the thing was", task_id="t", num_examples=5, batch_size=2)
     assert len(examples) == 5 and {(e.task_id, e.confidence) for e in examples} == {("t", 1.0)}
@@ -414,7 +414,11 @@ def test_a_known_task_is_filtered_under_its_own_prompt(learned):
     ssr_model = learned[0]
     examples = [SyntheticExample("the film was fine", "good", task) for task in ("reviews", "another")]
     ssr_model.quality_filter.filter_examples(examples)
-    assert examples[0].confidence > 0.5 > examples[1].confidence
+    prompts = ["Task: Classify the reviews of films\nInput: the film was fine\nOutput:", "the film was fine\nOutput:"]
+    with torch.no_grad():
+        expected = [math.exp(-naive_loss(ssr_model.model, prompt, "good")) for prompt in prompts]
+    assert [one.confidence for one in examples] == pytest.approx(expected, rel=1e-4)
+    assert abs(expected[0] - expected[1]) > 1e-3
 
 
 def test_wrong_arguments_of_the_filter():

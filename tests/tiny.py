@@ -68,6 +68,12 @@ def tiny_t5(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object
         return T5ForConditionalGeneration(config).to(dtype)
 
 
+def terse(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with many tokens that end a text, which random weights seldom do otherwise."""
+    model.generation_config.eos_token_id = list(range(1, 60))
+    return model
+
+
 def save_tiny_model(folder: Path, model: PreTrainedModel | None = None) -> Path:
     """A tiny model (the Llama) and its tokenizer as a folder that `model: PATH` takes."""
     (model or tiny_llama()).save_pretrained(folder)

@@ -48,7 +48,7 @@ class GeneralWriter(Writer):
         texts = [self._text(one.ids).strip() for one in found]
         if chat:
             candidates = [Candidate(text, "") for text in texts]
-            self._answer(card, candidates, [None] * amount, (*seed, ANSWERS), written)
+            self._answer(card, candidates, (*seed, ANSWERS), written)
         else:
             candidates = [Candidate(*halves(text, one.finished)) for text, one in zip(texts, found, strict=True)]
         return self._whole(candidates, written)
