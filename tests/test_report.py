@@ -19,6 +19,7 @@ import yaml
 from report_fixture import CONFIG_ATTACK, HOSTILE, HOSTILE_TEXTS, STEPS, TASKS, build_run
 from rich.console import Console
 
+from retain.buffer import Buffer
 from retain.report import comparison_svg, write_comparison, write_report
 from retain.report.rundata import current, read_run
 from retain.report.scores import below
@@ -26,7 +27,8 @@ from retain.report.svg import Markup, clean, join, spread, tag, ticks
 from retain.report.tables import compare_table, run_table
 from retain.report.training import running_mean
 from retain.report.words import MINUS, NOTHING, compact, cost, duration, number, signed
-from retain.types import InputError
+from retain.sections import BufferConfig, MemoryModel
+from retain.types import InputError, Sample
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECTIONS = (
@@ -368,6 +370,23 @@ def test_a_cache_is_shown_and_what_is_written_on_demand_is_not_there(tmp_path):
     assert re.search(r"dbpedia ?written by the model ?4 synthetic text \d", cached) and "Say:" not in cached
     page = report(build_run(tmp_path / "run", "ssr", storage="on-demand"))
     assert "There are no synthetic samples to show: storage mode on-demand keeps none." in page.text
+
+
+def test_general_data_of_the_untouched_model_are_shown(tmp_path):
+    run = build_run(tmp_path / "run", "mssr")
+    facts = {"perplexity_real": None, "perplexity_synthetic": 9.0, "labels": {}}
+    line = {"kind": "synthesis", "stage": 0, "task": "seed", "when": "start", "asked": 2, "generated": 2, "kept": 2,
+            "dropped": {}, "generated_tokens": 64, "seconds": 1.5, "drift": facts}  # fmt: skip
+    journal = (run / "journal.jsonl").read_text()
+    (run / "journal.jsonl").write_text(json.dumps(line) + "\n" + journal)
+    buffer = Buffer(BufferConfig(), MemoryModel())
+    chat = (("user", "what anyone asks"), ("assistant", "what is said"))
+    buffer.seed_with([Sample("seed/synthetic/0/0", "seed", "", "what is said", messages=chat)])
+    buffer.admit([Sample("sst2/0", "sst2", "a real sample", "good")], 0, {}, 1)
+    buffer.save(run / "buffer")
+    page = report(run)
+    assert "Synthesis" in page.headings and "Curriculum" not in page.headings
+    assert "0 seed" in page.text and "what anyone askswhat is said" in page.text and "a real sample" not in page.text
 
 
 def test_what_people_said_is_in_the_report(tmp_path):

@@ -89,7 +89,8 @@ def command(monkeypatch, capsys):
 
 def test_samples_with_their_scores_from_a_run_without_its_data(ssr, tmp_path, command):
     out = tmp_path / "new" / "color.jsonl.gz"
-    code, printed, _ = command(ssr, "--task", "color", "-n", "6", "--out", out)
+    code, printed, err = command(ssr, "--task", "color", "-n", "6", "--out", out)
+    assert "filters.memorization: without the training data copies of them cannot be told" in err
     rows = list(read_lines(out))
     assert code == 0 and f"6 samples: {out}" in printed
     assert "generated" in printed and "dropped by unreadable" in printed and "candidates were kept" in printed
@@ -213,6 +214,7 @@ def test_force_overwrites(ssr, tmp_path, command):
         ("color", {"stage": 3}, "stage: .* has 2 finished stages; 3 is none of them"),
         ("color", {"overrides": ["lora.r=4"]}, "lora.r: 8 -> 4: the run was trained with the old value; what may"),
         ("color", {"overrides": ["synthesis.temperatur=2"]}, "did you mean temperature"),
+        ("color", {"overrides": ["privacy.epsilon_per_token=1"]}, "would break the bound of privacy.epsilon_per_token"),
     ],
 )
 def test_wrong_questions(ssr, tmp_path, task, options, message):

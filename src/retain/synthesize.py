@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from retain.cards import CARDS_FILE, TaskCard, read_cards
+from retain.cards import CARDS_FILE, TaskCard, read_cards, texts_of
 from retain.config import Config, diff_config, load_config
 from retain.device import open_model
 from retain.presets import preset_of
+from retain.quality.memorization import TrainingTexts
 from retain.rundir import RunDir
+from retain.sections import TaskConfig
 from retain.selfsynthesis import check_descriptions, learned_card, real_pairs, sample_row
 from retain.store import COMPRESSIONS, DEMONSTRATIONS, read_lines, write_lines
 from retain.synthesis.prompts import SHOWING, Pair
 from retain.synthesis.writer import Writer, Written
 from retain.tasks import load_task
 from retain.types import InputError
+
+log = logging.getLogger("retain")
 
 CHANGEABLE = ("synthesis.", "filters.", "tasks.", "seed")
 NUMBER = 1  # of this writing; 0 is the run's own, so that its samples are not written again
@@ -43,12 +48,12 @@ def synthesize(
     """
     compression = _compression(out, force)
     config = _config(run_dir, overrides, demonstrations is not None)
-    folder, number, learned_in = _stage(run_dir, config, task, stage)
+    folder, number, learned = _stage(run_dir, config, task, stage)
     shown = _demonstrations(folder, task, demonstrations)
     lm, _ = open_model(config, run_dir)
     lm.load_adapter(folder / "adapter")
     writer = Writer(lm, config)
-    card, real = _card(writer, config, run_dir, folder, task, learned_in)
+    card, real = _card(writer, config, run_dir, folder, task, learned)
     shown = shown or real[: config.synthesis.demonstrations]
     if config.synthesis.method in SHOWING and not shown:
         raise InputError(
@@ -56,7 +61,8 @@ def synthesize(
             "give some with --demonstrations, or set synthesis.method=two-stage"
         )
     written = writer.write(card, count, number, shown, NUMBER)
-    writer.score(card, written.kept)
+    if config.privacy.epsilon_per_token is None:  # a score is outside the bound of a draw
+        writer.score(card, written.kept)
     rows = [sample_row(f"{task}/synthesized/{number}/{k}", task, one) for k, one in enumerate(written.kept)]
     out.parent.mkdir(parents=True, exist_ok=True)
     os.replace(write_lines(out.with_name(f".{out.name}.part"), rows, compression), out)
@@ -79,17 +85,17 @@ def _config(run_dir: Path, overrides: Sequence[str], showing: bool) -> Config:
     """The run's configuration under the overrides; `showing`: with a method that shows demonstrations."""
     file = run_dir / "config.yaml"
     config = load_config(file, list(overrides), need_tasks=False)
+    if showing and config.synthesis.method not in SHOWING:
+        config = load_config(file, [*overrides, "synthesis.method=in-context"], need_tasks=False)
     changes = diff_config(load_config(file, need_tasks=False), config)
     if fixed := [change for change in changes if not change.startswith(CHANGEABLE)]:
         allowed = "synthesis, filters, a task's keys and the seed"
         raise InputError(f"{fixed[0]}: the run was trained with the old value; what may change here: {allowed}")
-    if showing and config.synthesis.method not in SHOWING:
-        config = config.model_copy(update={"synthesis": config.synthesis.model_copy(update={"method": "in-context"})})
     return config
 
 
-def _stage(run_dir: Path, config: Config, task: str, stage: int | None) -> tuple[Path, int, int]:
-    """The folder of the stage whose adapter writes, its number, and that of the stage that learned the task."""
+def _stage(run_dir: Path, config: Config, task: str, stage: int | None) -> tuple[Path, int, dict[str, int]]:
+    """The folder of the stage whose adapter writes, its number, and the stage that learned each task by then."""
     directory = RunDir(run_dir)
     rows = directory.rows()
     stage = len(rows) - 1 if stage is None else stage
@@ -100,7 +106,7 @@ def _stage(run_dir: Path, config: Config, task: str, stage: int | None) -> tuple
         learned = {spec.name: 1 for spec in config.tasks if spec.train}
     if task not in learned:
         raise InputError(f"--task: {task!r} is not learned after stage {stage} of {run_dir}; {', '.join(learned)} are")
-    return rows[stage], stage, learned[task]
+    return rows[stage], stage, learned
 
 
 def _demonstrations(folder: Path, task: str, given: Path | None) -> list[Pair]:
@@ -115,14 +121,27 @@ def _demonstrations(folder: Path, task: str, given: Path | None) -> list[Pair]:
 
 
 def _card(
-    writer: Writer, config: Config, run_dir: Path, folder: Path, task: str, learned_in: int
+    writer: Writer, config: Config, run_dir: Path, folder: Path, task: str, learned: Mapping[str, int]
 ) -> tuple[TaskCard, list[Pair]]:
     """What is known of the task: the run's card, or one made of its data, which come along as pairs."""
-    spec = next(spec for spec in config.tasks if spec.name == task)
+    specs = {spec.name: spec for spec in config.tasks if spec.name in learned}
     cards = {card.name: card for card in read_cards(folder)} if (folder / CARDS_FILE).exists() else {}
     if task in cards:
-        return replace(cards[task], description=spec.description or cards[task].description), []
-    loaded = load_task(spec, config, run_dir, config.needs_validation, needs_test=False)
-    check_descriptions(config, [loaded])
-    real = real_pairs(loaded)
-    return learned_card(writer, loaded, learned_in, real), real
+        card, real = replace(cards[task], description=specs[task].description or cards[task].description), []
+    else:
+        loaded = load_task(specs[task], config, run_dir, config.needs_validation, needs_test=False)
+        check_descriptions(config, [loaded])
+        real = real_pairs(loaded)
+        card = learned_card(writer, loaded, learned[task], real)
+    if config.filters.memorization is None or config.privacy.dp_sgd:
+        return card, real
+    return card.with_texts(_training_texts(specs.values(), config, run_dir)), real
+
+
+def _training_texts(specs: Iterable[TaskConfig], config: Config, run_dir: Path) -> TrainingTexts | None:
+    """The texts that no sample may copy; None, with a warning, where the data of a learned task are gone."""
+    try:
+        return texts_of([load_task(spec, config, run_dir, needs_test=False) for spec in specs])
+    except InputError as error:
+        log.warning("filters.memorization: without the training data copies of them cannot be told (%s)", error)
+        return None

@@ -36,10 +36,10 @@ def _storage_mode(run: Run) -> str:
 
 
 def _written(run: Run) -> dict[str, list[Row]]:
-    """Synthetic samples by task: of the files, else what a bounded cache holds."""
+    """Synthetic samples by task: of the files, else what the buffer holds (a cache, or general data for a start)."""
     from retain.reviews import chosen, synthetic_rows
 
-    found = synthetic_rows(run.path) or _buffered(run, synthetic=True)
+    found = _buffered(run, synthetic=True) | synthetic_rows(run.path)
     return {task: chosen(rows, SHOWN, 0) for task, rows in found.items()}
 
 
@@ -58,20 +58,21 @@ def _real(run: Run, mode: str) -> dict[str, list[Row]]:
 
 
 def _buffered(run: Run, synthetic: bool) -> dict[str, list[Row]]:
-    """The buffer's samples of tasks that have a card, synthetic or real ones."""
+    """The buffer's samples by task: synthetic ones, or real ones of the tasks that are synthesized."""
     from retain.buffer import SAMPLES_FILE, read_samples
     from retain.cards import CARDS_FILE, read_cards
     from retain.rundir import RunDir
+    from retain.types import Frame
 
-    path, folders = run.path / "buffer" / SAMPLES_FILE, RunDir(run.path).rows()[-1:]
-    if not path.exists() or not folders or not (folders[0] / CARDS_FILE).exists():
-        return {}
-    cards, found = {card.name: card for card in read_cards(folders[0])}, {}
-    for sample in read_samples(path):
-        if sample.task in cards and (sample.confidence is not None) == synthetic:
-            input = cards[sample.task].frame.input_of(sample)
-            row = {"id": sample.id, "input": input, "answer": sample.answer, "consistency": sample.confidence}
-            found.setdefault(sample.task, []).append(row)
+    path, folder = run.path / "buffer" / SAMPLES_FILE, next(iter(RunDir(run.path).rows()[-1:]), run.path)
+    cards = {card.name: card for card in read_cards(folder)} if (folder / CARDS_FILE).exists() else {}
+    found: dict[str, list[Row]] = {}
+    for sample in read_samples(path) if path.exists() else ():
+        written = sample.confidence is not None or sample.id.startswith(f"{sample.task}/synthetic/")
+        if written == synthetic and (written or sample.task in cards):
+            frame = cards[sample.task].frame if sample.task in cards else Frame()
+            row = {"id": sample.id, "input": frame.input_of(sample), "answer": sample.answer}
+            found.setdefault(sample.task, []).append(row | {"consistency": sample.confidence})
     return found
 
 
