@@ -13,10 +13,12 @@ from test_run import adapter, journal, results, run_tiny, same_tensors
 from tiny import save_tiny_model, terse, tiny_llama, tiny_t5, tiny_values
 
 import retain.learner
+from retain.cards import TaskCard
 from retain.cli_views import make_plan
 from retain.config import dump_config, load_config, make_config
+from retain.quality.filters import Reference
+from retain.run import run
 from retain.synthesis.general import GeneralWriter, chat_opening, halves
-from retain.synthesis.prompts import Pair
 from retain.types import InputError
 
 CHAT = (
@@ -65,7 +67,7 @@ def replayed(out, stage):
         ("", True, ("", "")),
     ],
 )
-def test_halves(text, finished, pair: Pair):
+def test_halves(text, finished, pair):
     assert halves(text, finished) == pair
 
 
@@ -87,7 +89,7 @@ def test_a_chat_opens_where_the_users_words_begin():
 def seeds(lm, **changes):
     given = {"tasks": [], "buffer": {"seed": "synthesize"}, "synthesis": SHORT, "filters": OPEN, **changes}
     writer = GeneralWriter(lm, make_config(given, "test", need_tasks=False))
-    card = retain.synthesis.general.TaskCard("seed", "", writer.frame, retain.synthesis.general.Reference(), 6, 0)
+    card = TaskCard("seed", "", writer.frame, Reference(), 6, 0)
     return writer, card, writer.write(card, 6, 0)
 
 
@@ -180,7 +182,7 @@ def test_a_strategy_that_keeps_nothing_writes_nothing(tmp_path):
 def test_the_scores_of_another_run_do_not_take_its_place(tmp_path):
     plain = start(tmp_path, tmp_path / "plain", strategy="none")
     config = make_config(values(tmp_path), "test")
-    out = retain.run.run(config, tmp_path, tmp_path / "seeded", base_row=plain / "stages" / "00-base")
+    out = run(config, tmp_path, tmp_path / "seeded", base_row=plain / "stages" / "00-base")
     assert len(stored(out)) == 6
     assert results(out)["matrix"][0] == results(plain)["matrix"][0]
 
