@@ -49,9 +49,8 @@ def choose(tasks: Sequence[Task], keep_data: bool, synthesis: SynthesisConfig) -
     learned = [task for task in tasks if task.is_stage]
     faults = {task.name: fault for task in learned if (fault := unsuited(task, synthesis))}
     if keep_data:
-        return Choice(
-            "mssr", "old data may be kept (keep_data: true), and stored samples are the surest rehearsal", faults
-        )
+        why = "old data may be kept (keep_data: true), and stored samples are the surest rehearsal"
+        return Choice("mssr", why, faults)
     why = "old data may not be kept (keep_data: false)"
     if not faults:
         return Choice("ssr", f"{why}, and the model can write samples of every task", faults)
