@@ -1,0 +1,136 @@
+"""What holds for every source of synthetic data and every way of writing: runs of two tiny stages, in float64."""
+
+from __future__ import annotations
+
+import pytest
+from test_run import adapter, journal, results, same_tensors
+from test_storage import buffered
+from tiny import save_tiny_model, write_tasks
+
+import retain.learner
+import retain.synthesis.writer
+from retain.config import make_config
+from retain.run import run
+
+ON_TRAINING = ("adaptive", "similarity")  # kinds whose plan is a projection
+CASES = {
+    "ssr": {},
+    "ssr-paper": {"strategy": "ssr-paper", "synthesis": {"samples": 4, "demonstrations": 2}},
+    "lamol": {"strategy": "lamol", "synthesis": {"samples": 0.5}},
+    "mssr + ssr": {"strategy": "mssr + ssr"},
+    "ssr + ewc": {"strategy": ["ssr", {"name": "ewc", "samples": 4}]},
+    "adaptive": {"curriculum": {"kind": "adaptive", "check_every": 1}},
+    "similarity": {"curriculum": {"kind": "similarity"}},
+    "growing": {"curriculum": {"kind": "growing"}},
+    "concatenate": {"curriculum": {"kind": "concatenate"}},
+    "joint": {"synthesis": {"method": "joint"}},
+    "in-context": {"synthesis": {"method": "in-context", "demonstrations": 1}},
+    "pairs": {"synthesis": {"method": "pairs", "demonstrations": 2}},
+    "class_conditioned": {"synthesis": {"class_conditioned": True}},
+    "mixed": {"synthesis": {"sampling": "mixed"}},
+    "self_consistency": {"filters": {"self_consistency": 0.1, "votes": 2}},
+    "kmeans": {"filters": {"select": "kmeans"}},
+    "a buffer without room": {"buffer": {"capacity": 3}, "curriculum": {"kind": "concatenate"}},
+}
+OFF = {"heuristics": False, "perplexity": None, "consistency": None, "diversity": None}
+LENGTHS = {"samples": 4, "max_input_tokens": 8, "max_output_tokens": 4, "max_joint_tokens": 12}
+
+
+def run_case(folder, out, changes, tasks=2):
+    """Two tasks of 24 samples each, in steps of 4."""
+    entries = write_tasks(folder, train=24, test=2)[:tasks]
+    values = {
+        "model": {"name": str(save_tiny_model(folder / "model")), "dtype": "float64"},
+        "tasks": [{**entry, "description": f"Say which {entry['name']} a line names"} for entry in entries],
+        "strategy": "ssr",
+        "training": {"learning_rate": 1.0e-2, "batch_size": 4, "max_steps": 3, "max_length": 256},
+        "evaluation": {"batch_size": 4, "max_new_tokens": 2},
+        "schedule": {"first_interval": 1},
+        "monitor": {"perplexity_ratio": None},
+        **changes,
+        "synthesis": {**LENGTHS, **changes.get("synthesis", {})},
+        "filters": {**OFF, **changes.get("filters", {})},
+    }
+    return run(make_config(values, "test"), folder, folder / out)
+
+
+def stopped_and_resumed(folder, out, changes, monkeypatch):
+    """A run that is stopped in its second stage and started again."""
+    real = retain.learner.train_stage
+
+    def stop_in_the_second(lm, stage, *rest):
+        if stage.number == 2:
+            raise KeyboardInterrupt
+        return real(lm, stage, *rest)
+
+    monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_case(folder, out, changes)
+    monkeypatch.setattr(retain.learner, "train_stage", real)
+    return run_case(folder, out, changes)
+
+
+def answering(monkeypatch):
+    """A random model hardly ever writes `Output:`; here it does, so that a joint text has both its parts."""
+    real = retain.synthesis.writer.sample
+
+    def sample(lm, *arguments, **options):
+        found = real(lm, *arguments, **options)
+        for text in found:
+            text.ids += lm.tokenizer(
+                f"\nOutput: {lm.tokenizer.decode(text.ids[-2:])}", add_special_tokens=False
+            ).input_ids
+        return found
+
+    monkeypatch.setattr(retain.synthesis.writer, "sample", sample)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_contract_of_sources(case, tmp_path, monkeypatch):
+    changes = CASES[case]
+    if case in ("lamol", "joint"):
+        answering(monkeypatch)
+    one = run_case(tmp_path, "one", changes)
+    again = stopped_and_resumed(tmp_path, "again", changes, monkeypatch)
+    assert same_tensors(adapter(one), adapter(again)), "not deterministic, or another end after it was stopped"
+    assert results(one)["matrices"] == results(again)["matrices"]
+    assert buffered(one) == buffered(again)
+    assert all(line["kept"] == line["asked"] for line in journal(one, "synthesis")), "the pool is full"
+    assert_planned(one, projected=changes.get("curriculum", {}).get("kind") in ON_TRAINING)
+    before = {"strategy": "none", "synthesis": {"generator_weight": 0.0}}
+    assert not same_tensors(adapter(one), adapter(run_case(tmp_path, "none", before))), "does not act"
+
+
+def assert_planned(out, projected=False):
+    """What was replayed is what the plan said."""
+    planned = {line["stage"]: [(e["step"], e["replayed"]) for e in line["events"]] for line in journal(out, "plan")}
+    found = {stage: [] for stage in planned}
+    for line in journal(out, "event"):
+        found[line["stage"]].append((line["step"], line["replayed"]))
+    taken = journal(out, "step")
+    steps = {stage: sum(line["replayed"] for line in taken if line["stage"] == stage) for stage in planned}
+    assert steps[1] == 0 and steps[2] > 0
+    assert steps == {stage: sum(count for _, count in events) for stage, events in found.items()}
+    if not projected:
+        assert found == planned
+
+
+def test_a_refresh_and_a_seed_are_in_the_plan(tmp_path):
+    changes = {
+        "storage": {"mode": "hybrid", "real_samples": 5, "refresh_every": 2},
+        "buffer": {"seed": {"train": "color_test.jsonl"}},
+        "curriculum": {"kind": "concatenate"},
+    }
+    out = run_case(tmp_path, "run", changes)
+    planned = {line["stage"]: sum(e["replayed"] for e in line["events"]) for line in journal(out, "plan")}
+    found = {k: sum(line["replayed"] for line in journal(out, "step") if line["stage"] == k) for k in (1, 2)}
+    assert planned == found
+    by_task = [line["by_task"] for line in journal(out, "event") if line["stage"] == 2]
+    assert {task for counts in by_task for task in counts} == {"seed", "color"}
+
+
+def test_the_first_stage_is_the_same_under_each_way_of_drawing(tmp_path):
+    """Only what is written depends on how it is drawn; training before it does not."""
+    one = run_case(tmp_path, "one", {}, tasks=1)
+    other = run_case(tmp_path, "other", {"synthesis": {"temperature": 0.5, "top_k": 3}}, tasks=1)
+    assert same_tensors(adapter(one), adapter(other)) and buffered(one) != buffered(other)
