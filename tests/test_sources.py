@@ -9,7 +9,8 @@ from tiny import save_tiny_model, write_tasks
 
 import retain.learner
 import retain.synthesis.writer
-from retain.config import make_config
+from retain.cli_views import make_plan
+from retain.config import load_config, make_config
 from retain.run import run
 
 ON_TRAINING = ("adaptive", "similarity")  # kinds whose plan is a projection
@@ -134,3 +135,22 @@ def test_the_first_stage_is_the_same_under_each_way_of_drawing(tmp_path):
     one = run_case(tmp_path, "one", {}, tasks=1)
     other = run_case(tmp_path, "other", {"synthesis": {"temperature": 0.5, "top_k": 3}}, tasks=1)
     assert same_tensors(adapter(one), adapter(other)) and buffered(one) != buffered(other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"synthesis": {"samples": 0.5, "every": 2}},
+        {"storage": {"mode": "on-demand"}},
+        {"storage": {"mode": "cached", "cache_size": 3}},
+        {"strategy": "lamol", "synthesis": {"samples": 0.5}},
+    ],
+    ids=["stored", "every", "on-demand", "cached", "lamol"],
+)
+def test_the_plan_tells_how_much_is_written(changes, tmp_path):
+    out = run_case(tmp_path, "run", changes, tasks=3)
+    totals = make_plan(load_config(out / "config.yaml"), out)["totals"]
+    written = journal(out, "synthesis")
+    assert totals["synthetic_samples"] == sum(line["asked"] for line in written) > 0
+    assert totals["generated_tokens_at_most"] >= sum(line["generated_tokens"] for line in written) > 0

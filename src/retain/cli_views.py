@@ -29,9 +29,24 @@ def make_plan(config: Config, base: Path) -> dict[str, Any]:
     asked, (config, tasks, choice) = config, settle(config, base)
     stages = [task for task in tasks if task.is_stage]
     seed = _load_seed(config, base)
-    plans = plan_run(config, [(task.name, len(task.train)) for task in stages], len(seed.train) if seed else 0)
+    sizes = [(task.name, len(task.train)) for task in stages]
+    plans = plan_run(config, sizes, len(seed.train) if seed else 0)
     plan = plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base, config.training.max_length))
+    plan["totals"] |= _to_write(config, sizes)
     return {**plan, "choice": {"taken": asked is not config, **asdict(choice)}}
+
+
+def _to_write(config: Config, sizes: list[tuple[str, int]]) -> dict[str, int]:
+    """What the model writes: samples, and the most tokens it may take if every candidate is dropped or full length."""
+    from retain.presets import preset_of
+    from retain.rehearsal import asked_of_model
+
+    if not preset_of(config.strategy).source:
+        return {}
+    synthesis, samples = config.synthesis, asked_of_model(config, sizes)
+    two = synthesis.max_input_tokens + synthesis.max_output_tokens
+    longest = synthesis.max_joint_tokens if synthesis.method == "joint" else two
+    return {"synthetic_samples": samples, "generated_tokens_at_most": samples * synthesis.max_attempts * longest}
 
 
 def calendar(plan: dict[str, Any]) -> RenderableType:

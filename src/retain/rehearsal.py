@@ -42,6 +42,26 @@ def pool(config: Config, past: Sequence[tuple[str, int]], size: int, seed_sample
     return dict(zip(sizes, balanced_shares(list(sizes.values()), config.buffer.capacity), strict=True))
 
 
+def asked_of_model(config: Config, stages: Sequence[tuple[str, int]]) -> int:
+    """Samples that a run over `stages` (name, training samples) asks the model to write, the buffer's seed included.
+
+    `cached` and `on-demand` write again at a stage's start what they did not keep; `every` writes all tasks anew.
+    """
+    asked = [samples_asked(config.synthesis.samples, size) for _, size in stages]
+    every, mode = config.synthesis.every, config.storage.mode
+    total = config.written_seed
+    for number in range(1, len(stages) + 1):
+        if mode in ("cached", "on-demand"):
+            pools = pool(config, stages[: number - 1], stages[number - 1][1])
+            lacking = sum(
+                count for task, count in pools.items() if not config.buffer.seed or task != config.buffer.seed.name
+            )
+            total += max(0, lacking - (config.storage.cache_size if mode == "cached" else 0))
+        if mode != "on-demand":
+            total += sum(asked[:number]) if every and number % every == 0 else asked[number - 1]
+    return total
+
+
 def curriculum_pools(config: Config, buffer: Buffer) -> dict[str, dict[str, float]]:
     """By task the ids that a curriculum draws from, with their confidence: all but the real samples of `hybrid`."""
     seed = config.buffer.seed
