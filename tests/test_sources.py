@@ -13,6 +13,7 @@ from retain.cli_views import make_plan
 from retain.config import load_config, make_config
 from retain.run import run
 
+SHOWN = {"method": "in-context", "demonstrations_from": "training", "class_conditioned": True}
 ON_TRAINING = ("adaptive", "similarity")  # kinds whose plan is a projection
 CASES = {
     "ssr": {},
@@ -28,6 +29,8 @@ CASES = {
     "in-context": {"synthesis": {"method": "in-context", "demonstrations": 1}},
     "pairs": {"synthesis": {"method": "pairs", "demonstrations": 2}},
     "class_conditioned": {"synthesis": {"class_conditioned": True}},
+    "demonstrations from training": {"synthesis": {**SHOWN, "demonstrations": 2}},
+    "pairs from training": {"synthesis": {**SHOWN, "method": "pairs"}},
     "mixed": {"synthesis": {"sampling": "mixed"}},
     "self_consistency": {"filters": {"self_consistency": 0.1, "votes": 2}},
     "kmeans": {"filters": {"select": "kmeans"}},

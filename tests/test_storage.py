@@ -187,6 +187,21 @@ def test_demonstrations_and_predictions_are_the_exceptions_and_can_be_turned_off
     assert leaks(out, "test") == []
 
 
+def test_demonstrations_drawn_from_the_training_data_leave_nothing(tmp_path, monkeypatch):
+    prompts, real = [], retain.synthesis.writer.prompts
+
+    def watched(*arguments):
+        prompts.extend(found := real(*arguments))
+        return found
+
+    monkeypatch.setattr(retain.synthesis.writer, "prompts", watched)
+    shown = {"method": "in-context", "demonstrations": 2, "demonstrations_from": "training"}
+    out = run_secret(tmp_path, synthesis=shown, keep_data=False)
+    assert leaks(out) == [] and not list(out.rglob("demonstrations*"))
+    seen = {secret("notes", "train", k, "output") for k in range(ROWS)}
+    assert any(one in prompt for one in seen for prompt in prompts), "they were shown"
+
+
 # ---- the modes --------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,8 @@ class Config(Section):
         return seed.synthesize.samples if asked else 0
 
 
+PASSING = ("cached", "on-demand")  # storage modes that write samples at a stage's start
+
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -108,6 +110,11 @@ def make_config(values: dict[str, Any], source: str, lines: Lines | None = None,
         config = Config.model_validate({"tasks": [], **values})
     except ValidationError as error:
         problems += problems_of(error, Config, values)
+    if not problems and config.synthesis.demonstrations_from == "training" and config.storage.mode in PASSING:
+        reason = (
+            f"{config.storage.mode} writes when a task's data are gone, and synthesis.demonstrations_from: training"
+        )
+        problems.append((("storage", "mode"), f"{reason} shows them; set storage.mode: stored, or hybrid"))
     if not problems and not config.keep_data and (kept := _kept_data(config)):
         problems.append((("keep_data",), f"false, but {kept}; change that, or set strategy: auto"))
     if problems:
@@ -143,7 +150,7 @@ def _kept_data(config: Config) -> str | None:
         return f"strategy {chosen.name!r} keeps samples of past tasks"
     if chosen.source and config.storage.mode == "hybrid":
         return "storage.mode: hybrid keeps real samples of past tasks"
-    if chosen.source and config.synthesis.demonstrations:
+    if chosen.source and config.synthesis.kept_demonstrations:
         return f"synthesis.demonstrations: {config.synthesis.demonstrations} keeps real samples of past tasks"
     return None
 

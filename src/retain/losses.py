@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from retain.attention import Tree
-from retain.batching import ROW_TOKENS, Encoded, Row, dense_mask, pack, pad, split_rows
+from retain.batching import ROW_TOKENS, Encoded, Row, dense_mask, pack, pad, split_padded, split_rows
 from retain.encoder_decoder import PairRow, pair_logits, pair_rows
 from retain.model import LanguageModel
 
@@ -23,9 +23,12 @@ def make_rows(
     if lm.is_encoder_decoder:
         yield from pair_rows(lm, sequences, row_tokens, max_members)
         return
+    if lm.layout == "padded":
+        for indices in split_padded([len(sequence.inputs) for sequence in sequences], max_members, row_tokens):
+            yield pad(sequences, indices, lm.pad_id).to(lm.device)
+        return
     for indices in split_rows(sequences, row_tokens, max_members):
-        row = pad(sequences, indices, lm.pad_id) if lm.layout == "padded" else pack(sequences, indices)
-        yield row.to(lm.device)
+        yield pack(sequences, indices).to(lm.device)
 
 
 def label_logits(lm: LanguageModel, row: Row | PairRow) -> torch.Tensor:

@@ -227,6 +227,7 @@ class SynthesisConfig(Section):
     prompt: Text = "Generate a training example for: {description}\nInput:"
     class_conditioned: bool = False
     demonstrations: Annotated[int, Field(ge=0)] = 0
+    demonstrations_from: Literal["kept", "training"] = "kept"
     answers: Literal["sample", "greedy"] = "sample"
     sampling: Literal["single", "mixed"] = "single"
     temperature: Positive = 1.0
@@ -240,6 +241,21 @@ class SynthesisConfig(Section):
     max_attempts: Count = 5
     min_yield: Probability = 0.05
     every: Count | None = None
+
+    @property
+    def kept_demonstrations(self) -> int:
+        """Real samples of each task that the run directory keeps to show them."""
+        return self.demonstrations if self.demonstrations_from == "kept" else 0
+
+    @field_validator("demonstrations_from")
+    @classmethod
+    def _has_demonstrations(cls, source: str, info: ValidationInfo) -> str:
+        method, count = info.data.get("method"), info.data.get("demonstrations")
+        if source == "training" and method not in ("in-context", "pairs"):
+            raise ValueError(f"training needs method: in-context or pairs; {method} shows no samples")
+        if source == "training" and method == "in-context" and not count:
+            raise ValueError("training needs demonstrations: how many each prompt shows, such as 4")
+        return source
 
 
 class FiltersConfig(Section):

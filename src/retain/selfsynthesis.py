@@ -48,7 +48,7 @@ class SelfSynthesis:
         self.demonstrations: dict[str, list[Pair]] = {}
         if folder:
             self.cards = {card.name: card for card in read_cards(folder)}
-            if config.synthesis.demonstrations:
+            if config.synthesis.kept_demonstrations:
                 for row in read_lines(folder / DEMONSTRATIONS):
                     self.demonstrations.setdefault(row["task"], []).append((row["input"], row["answer"]))
         self.drifted: list[str] = []
@@ -90,7 +90,8 @@ class SelfSynthesis:
         writer = Writer(self.lm, self.config)
         real = [] if self.config.privacy.dp_sgd else real_pairs(task)
         card = self.cards[task.name] = learned_card(writer, task, stage, real)
-        self.demonstrations[task.name] = real[: self.config.synthesis.demonstrations]
+        self.at_hand[task.name] = task
+        self.demonstrations[task.name] = real[: self.config.synthesis.kept_demonstrations]
         rows: list[dict[str, Any]] = []
         for one in self._due(card, stage, task):
             asked = samples_asked(self.config.synthesis.samples, one.size)
@@ -113,18 +114,22 @@ class SelfSynthesis:
         if self.config.storage.mode == "on-demand":
             return []
         due = list(self.cards.values()) if every and stage % every == 0 else [card]
-        if self.config.filters.memorization is None or self.config.privacy.dp_sgd:
+        shows = self.config.synthesis.demonstrations_from == "training"
+        if self.config.privacy.dp_sgd or (self.config.filters.memorization is None and not shows):
             return due
-        at_hand = {**self.at_hand, task.name: task}
-        if unknown := [one.name for one in due if one.name not in at_hand]:
+        if unknown := [one.name for one in due if one.name not in self.at_hand]:
             log.warning("%s: not written anew, for without their data copies could not be told", ", ".join(unknown))
-        texts = texts_of(at_hand.values())
-        return [one.with_texts(texts) for one in due if one.name in at_hand]
+        texts = texts_of(self.at_hand.values())
+        return [one.with_texts(texts) for one in due if one.name in self.at_hand]
 
     def _write(self, card: TaskCard, count: int, stage: int, when: str, real: Sequence[Pair] = ()) -> Written:
         """Write samples of one task, watch the drift, and log the account."""
         writer = Writer(self.lm, self.config)
-        written = writer.write(card, count, stage, self.demonstrations.get(card.name, ()))
+        if self.config.synthesis.demonstrations_from == "training":
+            shown = real_pairs(self.at_hand[card.name])
+        else:
+            shown = self.demonstrations.get(card.name, [])
+        written = writer.write(card, count, stage, shown)
         facts = watch(writer, card, written.kept, real)
         drift = drifted(facts, self.config.monitor)
         if drift:
@@ -154,7 +159,7 @@ class SelfSynthesis:
     def _save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         self.cards = {name: card.with_texts(None) for name, card in self.cards.items()}
         write_cards(folder, list(self.cards.values()))
-        if self.config.synthesis.demonstrations:
+        if self.config.synthesis.kept_demonstrations:
             shown = [
                 {"task": task, "input": input, "answer": answer}
                 for task, pairs in self.demonstrations.items()

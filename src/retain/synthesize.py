@@ -54,7 +54,9 @@ def synthesize(
     lm.load_adapter(folder / "adapter")
     writer = Writer(lm, config)
     card, real = _card(writer, config, run_dir, folder, task, learned)
-    shown = shown or real[: config.synthesis.demonstrations]
+    if not shown:
+        drawn = config.synthesis.demonstrations_from == "training"
+        shown = real if drawn else real[: config.synthesis.demonstrations]
     if config.synthesis.method in SHOWING and not shown:
         raise InputError(
             f"synthesis.method: {config.synthesis.method} shows real samples, and {run_dir} keeps none of {task}; "
@@ -128,11 +130,11 @@ def _card(
     cards = {card.name: card for card in read_cards(folder)} if (folder / CARDS_FILE).exists() else {}
     if task in cards:
         card, real = replace(cards[task], description=specs[task].description or cards[task].description), []
-    else:
+    if task not in cards or config.synthesis.demonstrations_from == "training":
         loaded = load_task(specs[task], config, run_dir, config.needs_validation, needs_test=False)
         check_descriptions(config, [loaded])
         real = real_pairs(loaded)
-        card = learned_card(writer, loaded, learned[task], real)
+        card = card if task in cards else learned_card(writer, loaded, learned[task], real)
     if config.filters.memorization is None or config.privacy.dp_sgd:
         return card, real
     return card.with_texts(_training_texts(specs.values(), config, run_dir)), real

@@ -40,11 +40,16 @@ class GeneralWriter(Writer):
             self.opening, self.frame = [end if begin is None else begin], Frame()
 
     def _candidates(
-        self, card: TaskCard, amount: int, seed: tuple[int, ...], demonstrations: Sequence[Pair], written: Written
+        self,
+        card: TaskCard,
+        labels: Sequence[str | None],
+        seed: tuple[int, ...],
+        demonstrations: Sequence[Pair],
+        written: Written,
     ) -> list[Candidate]:
         chat, config = card.frame.chat, self.synthesis
         length = config.max_input_tokens if chat else config.max_joint_tokens
-        found = self._sample([self.opening] * amount, length, (*seed, INPUTS), written)
+        found = self._sample([self.opening] * len(labels), length, (*seed, INPUTS), written)
         texts = [self._text(one.ids).strip() for one in found]
         if chat:
             candidates = [Candidate(text, "") for text in texts]

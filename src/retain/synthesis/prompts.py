@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from itertools import permutations
 
+import numpy as np
+
 from retain.batching import Encoded
 from retain.cards import TaskCard
 from retain.model import LanguageModel
@@ -18,9 +20,9 @@ BOUNDARY = re.compile(rf"(?:^|\n)\s*(?={INPUT}|{OUTPUT})|\n\s*\n(?=Task:|Example
 
 
 def conditions_on_label(config: SynthesisConfig, card: TaskCard) -> bool:
-    """Whether the writing prompt names the label that the sample should have (SSR 9.7)."""
-    writes = config.method in ("two-stage", "joint") and "{description}" in config.prompt
-    return config.class_conditioned and writes and bool(card.labels)
+    """Whether the prompt names, or shows samples of, the label that the sample should have (SSR 9.7)."""
+    shows, names = config.demonstrations_from == "training", "{description}" in config.prompt
+    return config.class_conditioned and bool(card.labels) and (shows if config.method in SHOWING else names)
 
 
 def writing_prompt(config: SynthesisConfig, card: TaskCard, label: str | None = None) -> str:
@@ -35,20 +37,39 @@ def shown(pairs: Sequence[Pair]) -> str:
 
 
 def prompts(
-    config: SynthesisConfig, card: TaskCard, labels: Sequence[str | None], demonstrations: Sequence[Pair], first: int
+    config: SynthesisConfig,
+    card: TaskCard,
+    labels: Sequence[str | None],
+    demonstrations: Sequence[Pair],
+    seed: Sequence[int],
 ) -> list[str]:
-    """A prompt for each of `labels` (None: any), which are requests number `first` and on.
+    """A prompt for each of `labels` (None: any), a function of them and the seed, whose last number counts requests.
 
     `in-context` shows all demonstrations; `pairs` shows two of them, every ordered pair in turn (Huang et al. 2024).
+    With `demonstrations_from: training` each prompt shows others, of its label where there are any.
     """
-    if config.method == "in-context":
-        text = f"Task: {card.description}\n\n{shown(demonstrations)}Generate a new example:\n{INPUT}"
-        return [text] * len(labels)
-    if config.method == "pairs":
+    if config.method not in SHOWING:
+        return [writing_prompt(config, card, label) for label in labels]
+    if config.demonstrations_from == "training":
+        sets = _drawn(demonstrations, labels, 2 if config.method == "pairs" else config.demonstrations, seed)
+    elif config.method == "pairs":
         ordered = list(permutations(demonstrations, 2)) or [tuple(demonstrations)]
-        chosen = [ordered[(first + k) % len(ordered)] for k in range(len(labels))]
-        return [f"{card.description}\n\n{shown(pairs)}{INPUT}" for pairs in chosen]
-    return [writing_prompt(config, card, label) for label in labels]
+        sets = [ordered[(seed[-1] + k) % len(ordered)] for k in range(len(labels))]
+    else:
+        sets = [demonstrations] * len(labels)
+    if config.method == "pairs":
+        return [f"{card.description}\n\n{shown(pairs)}{INPUT}" for pairs in sets]
+    return [f"Task: {card.description}\n\n{shown(pairs)}Generate a new example:\n{INPUT}" for pairs in sets]
+
+
+def _drawn(pool: Sequence[Pair], labels: Sequence[str | None], count: int, seed: Sequence[int]) -> list[list[Pair]]:
+    """For each label `count` samples of the pool without replacement, those that have the label if any has."""
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for label in labels:
+        own = [pair for pair in pool if pair[1] == label] or pool
+        drawn.append([own[k] for k in generator.permutation(len(own))[:count].tolist()])
+    return drawn
 
 
 def read(method: str, text: str) -> Pair:

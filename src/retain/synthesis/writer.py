@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from retain.sampling import Sampling, clip_logits
 from retain.sections import FiltersConfig
 from retain.synthesis.prompts import Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
-from retain.synthesis.selection import nearest_to_centroids
+from retain.synthesis.selection import in_proportion, nearest_to_centroids
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
@@ -104,10 +104,10 @@ class Writer:
         alone, together = Counter(), Funnel([])
         bar = tqdm(total=count, desc=f"write {card.name}", unit="sample", delay=2, leave=False, disable=None)
         with bar:
-            while len(together.kept) < count * oversample and written.generated < limit:
-                room = limit - written.generated
-                amount = min(room, _round_size(count * oversample - len(together.kept), len(together.kept), written))
-                candidates = self._candidates(card, amount, (*seed, written.generated), demonstrations, written)
+            while (lacking := self._lacking(card, together, count * oversample)) and written.generated < limit:
+                amount = _round_size(sum(lacking.values()), len(together.kept), written)
+                labels = in_proportion(lacking, min(amount, limit - written.generated))
+                candidates = self._candidates(card, labels, (*seed, written.generated), demonstrations, written)
                 funnel = self._filter(candidates, card, stage, ALONE, seed)
                 alone.update(funnel.dropped)
                 written.faults = dict(Counter(written.faults) + Counter(funnel.faults))
@@ -116,7 +116,7 @@ class Writer:
                 bar.update(min(len(together.kept), count) - bar.n)
                 if written.generated >= FIRST_ROUND and len(passed) < self.synthesis.min_yield * written.generated:
                     break
-        written.kept = self._selected(together.survivors, count)
+        written.kept = self._selected(card, together.survivors, count)
         written.dropped |= {**alone, **together.dropped}
         written.account = explain(written.dropped, written.generated, self._filters(card), written.faults)
         written.seconds = time.perf_counter() - started
@@ -124,13 +124,23 @@ class Writer:
 
     # ---- candidates ----------------------------------------------------------------------------------
 
+    def _lacking(self, card: TaskCard, funnel: Funnel, count: int) -> Counter[str | None]:
+        """How many samples of each label are missing of `count`; of any label (None) where none is asked for."""
+        if not conditions_on_label(self.synthesis, card):
+            return +Counter({None: count - len(funnel.kept)})
+        quotas = Counter(in_proportion(card.reference.target, count))
+        return quotas - Counter(one.answer for one in funnel.survivors)
+
     def _candidates(
-        self, card: TaskCard, amount: int, seed: tuple[int, ...], demonstrations: Sequence[Pair], written: Written
+        self,
+        card: TaskCard,
+        labels: Sequence[str | None],
+        seed: tuple[int, ...],
+        demonstrations: Sequence[Pair],
+        written: Written,
     ) -> list[Candidate]:
-        """`amount` new candidates; what they took is added to `written`."""
-        conditioned = conditions_on_label(self.synthesis, card)
-        labels = _labels_asked(card, amount, seed[-1]) if conditioned else [None] * amount
-        texts = prompts(self.synthesis, card, labels, demonstrations, seed[-1])
+        """A new candidate for each of the labels to ask for; what they took is added to `written`."""
+        texts = prompts(self.synthesis, card, labels, demonstrations, seed)
         requests = [list(self.lm.tokenizer(text).input_ids) for text in texts]
         joint = self.synthesis.method == "joint"
         length = self.synthesis.max_joint_tokens if joint else self.synthesis.max_input_tokens
@@ -295,30 +305,29 @@ class Writer:
             ) from None
         return SentenceTransformer(self.config.filters.embedding_model).encode(texts, show_progress_bar=False)
 
-    def _selected(self, candidates: list[Candidate], count: int) -> list[Candidate]:
-        """`count` of the candidates: the first ones, or those nearest to the centers of clusters."""
-        if self.config.filters.select == "first" or len(candidates) <= count:
+    def _selected(self, card: TaskCard, candidates: list[Candidate], count: int) -> list[Candidate]:
+        """`count` of the candidates: the first ones, of each label asked for its share, or the nearest to centers."""
+        if len(candidates) <= count:
+            return candidates
+        if self.config.filters.select == "kmeans":
+            chosen = nearest_to_centroids(self.embed([one.input for one in candidates]), count, self.config.seed)
+            return [candidates[k] for k in chosen]
+        if not conditions_on_label(self.synthesis, card):
             return candidates[:count]
-        chosen = nearest_to_centroids(self.embed([one.input for one in candidates]), count, self.config.seed)
-        return [candidates[k] for k in chosen]
+        room = Counter(one.answer for one in candidates)
+        share = Counter(in_proportion({label: card.reference.target.get(label, 0.0) for label in room}, count, room))
+        places = defaultdict(int)
+        chosen = []
+        for one in candidates:
+            places[one.answer] += 1
+            chosen += [one] if places[one.answer] <= share[one.answer] else []
+        return chosen
 
 
 def _round_size(missing: int, kept: int, written: Written) -> int:
     """How many candidates to write next: what is missing over the yield so far, which a small first round tells."""
     share = max(kept, 1) / written.generated if written.generated else 0.7
     return min(max(math.ceil(missing / share), LEAST_ROUND), MOST_ROUND if written.generated else FIRST_ROUND)
-
-
-def _labels_asked(card: TaskCard, amount: int, first: int) -> list[str]:
-    """Labels in turn so that any run of requests follows the task's own label shares (SSR 9.7)."""
-    target = card.reference.target
-    labels = [label for label in card.labels if target.get(label)]
-    given, asked = dict.fromkeys(labels, 0), []
-    for number in range(1, first + amount + 1):
-        label = max(labels, key=lambda one: target[one] * number - given[one])
-        given[label] += 1
-        asked.append(label)
-    return asked[first:]
 
 
 def _same(one: str, other: str) -> bool:
