@@ -12,6 +12,7 @@ import retain.synthesis.writer
 from retain.cli_views import make_plan
 from retain.config import load_config, make_config
 from retain.run import run
+from retain.store import read_lines
 
 SHOWN = {"method": "in-context", "demonstrations_from": "training", "class_conditioned": True}
 ON_TRAINING = ("adaptive", "similarity")  # kinds whose plan is a projection
@@ -30,6 +31,7 @@ CASES = {
     "pairs": {"synthesis": {"method": "pairs", "demonstrations": 2}},
     "class_conditioned": {"synthesis": {"class_conditioned": True}},
     "demonstrations from training": {"synthesis": {**SHOWN, "demonstrations": 2}},
+    "inputs by the base model": {"synthesis": {"inputs_by": "base"}},
     "pairs from training": {"synthesis": {**SHOWN, "method": "pairs"}},
     "mixed": {"synthesis": {"sampling": "mixed"}},
     "self_consistency": {"filters": {"self_consistency": 0.1, "votes": 2}},
@@ -157,3 +159,13 @@ def test_the_plan_tells_how_much_is_written(changes, tmp_path):
     written = journal(out, "synthesis")
     assert totals["synthetic_samples"] == sum(line["asked"] for line in written) > 0
     assert totals["generated_tokens_at_most"] >= sum(line["generated_tokens"] for line in written) > 0
+
+
+@pytest.mark.parametrize("writer", ["latest", "base"])
+def test_the_base_model_writes_the_same_inputs_whatever_was_learned(writer, tmp_path):
+    written = []
+    for out, rate in (("one", 1.0e-2), ("other", 1.0e-1)):
+        training = {"learning_rate": rate, "batch_size": 4, "max_steps": 3, "max_length": 256}
+        run_case(tmp_path, out, {"synthesis": {"inputs_by": writer}, "training": training}, tasks=1)
+        written.append([line["input"] for line in read_lines(tmp_path / out / "stages/01-color/synthetic.jsonl.gz")])
+    assert written[0] and (written[0] == written[1]) == (writer == "base")

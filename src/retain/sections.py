@@ -228,6 +228,7 @@ class SynthesisConfig(Section):
     class_conditioned: bool = False
     demonstrations: Annotated[int, Field(ge=0)] = 0
     demonstrations_from: Literal["kept", "training"] = "kept"
+    inputs_by: Literal["latest", "base"] = "latest"
     answers: Literal["sample", "greedy"] = "sample"
     sampling: Literal["single", "mixed"] = "single"
     temperature: Positive = 1.0

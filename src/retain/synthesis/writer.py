@@ -144,7 +144,8 @@ class Writer:
         requests = [list(self.lm.tokenizer(text).input_ids) for text in texts]
         joint = self.synthesis.method == "joint"
         length = self.synthesis.max_joint_tokens if joint else self.synthesis.max_input_tokens
-        with self.lm.base() if self.synthesis.method == "pairs" else nullcontext():
+        base = self.synthesis.method == "pairs" or self.synthesis.inputs_by == "base"
+        with self.lm.base() if base else nullcontext():
             found = self._sample(requests, length, (*seed, INPUTS), written)
         pairs = [read(self.synthesis.method, self._text(one.ids)) for one in found]
         candidates = [Candidate(input, answer) for input, answer in pairs]
