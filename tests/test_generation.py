@@ -158,7 +158,8 @@ def test_equal_prompts_are_computed_once(lm):
 
 
 def test_lengths_are_bounded(lm):
-    lm.max_length = 10
+    """By the positions that the model has, not by the length it is trained on."""
+    lm.max_length, lm.model.config.max_position_embeddings = 4, 10
     texts = sample(lm, [[9] * 3, [9] * 9, [9] * 10, [9] * 30], Sampling(), 5, stop=())
     assert [len(t.ids) for t in texts] == [5, 1, 0, 0]
     assert [t.finished for t in texts] == [False] * 4
@@ -298,3 +299,14 @@ def test_prompts_take_no_more_memory_than_a_batch(lm, monkeypatch):
     sample(lm, prompts, Sampling(), 3, batch_size=10, stop=())
     assert [shape for shape in seen if shape[1] > 1] == [(10, 2)] * 10
     assert seen.index((10, 2)) == 0 and seen[1:3] == [(10, 1), (10, 1)]
+
+
+def test_a_text_ends_after_given_tokens(family):
+    """The texts are those without them, cut behind the first place where they stand."""
+    whole = sample(family, PROMPTS, WARPED, 12, seed=(5,))
+    until = whole[0].ids[2:4]
+    cut = sample(family, PROMPTS, WARPED, 12, seed=(5,), until=until, batch_size=5)
+    places = [[k for k in range(2, len(one.ids) + 1) if one.ids[k - 2 : k] == until] for one in whole]
+    assert places[0] and not all(places)
+    expected = [one.ids[: at[0]] if at else one.ids for one, at in zip(whole, places, strict=True)]
+    assert [one.ids for one in cut] == expected

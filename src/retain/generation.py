@@ -77,11 +77,13 @@ class _Request:
     index: int
     prompt: tuple[int, ...]
     limit: int
+    until: tuple[int, ...] = ()
     text: Generated = field(default_factory=Generated)
 
     @property
     def done(self) -> bool:
-        return self.text.finished or len(self.text.ids) == self.limit
+        ids, until = self.text.ids, self.until
+        return self.text.finished or len(ids) == self.limit or (bool(until) and tuple(ids[-len(until) :]) == until)
 
 
 def sample(
@@ -93,17 +95,19 @@ def sample(
     batch_size: int = 32,
     seed: tuple[int, ...] = (0,),
     stop: Collection[int] | None = None,
+    until: Sequence[int] = (),
 ) -> list[Generated]:
-    """A text drawn for each prompt (token ids), of at most `max_new_tokens` and what `lm.max_length` leaves.
+    """A text drawn for each prompt (token ids), of at most `max_new_tokens` and what `lm.positions` leaves.
 
-    A text ends with a token of `stop` (default: `lm.stop_ids`). Texts that end make room for others, equal prompts
-    are computed once. The noise of a token is a function of (seed, index of its prompt, place in the text), so a
-    text does not depend on batch size, slot or order (but for rounding in batched matrix products).
+    A text ends with a token of `stop` (default: `lm.stop_ids`), or after the tokens `until`. Texts that end make room
+    for others, equal prompts are computed once. The noise of a token is a function of (seed, index of its prompt,
+    place in the text), so a text does not depend on batch size, slot or order (but for rounding in batched matrix
+    products).
     """
     if getattr(lm.unwrapped, "_is_stateful", False):
         raise InputError(f"model: {lm.model.config.model_type} keeps a state and no keys and values; it cannot write")
     stop = frozenset(lm.stop_ids if stop is None else stop)
-    requests = [_request(lm, i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]
+    requests = [_request(lm, i, prompt, max_new_tokens, tuple(until)) for i, prompt in enumerate(prompts)]
     waiting = sorted((r for r in requests if r.limit > 0), key=lambda r: (-len(r.prompt), r.prompt))
     longest = max((r.limit + (1 if lm.is_encoder_decoder else len(r.prompt)) for r in waiting), default=0)
     batch = _Batch(lm, sampling, seed, stop, Slots(min(batch_size, len(waiting)), longest))
@@ -118,12 +122,14 @@ def sample(
     return [request.text for request in requests]
 
 
-def _request(lm: LanguageModel, index: int, prompt: Sequence[int], max_new_tokens: int) -> _Request:
+def _request(
+    lm: LanguageModel, index: int, prompt: Sequence[int], max_new_tokens: int, until: tuple[int, ...]
+) -> _Request:
     if lm.is_encoder_decoder:
-        return _Request(index, close_prompt(lm, lm.cut_prompt(prompt, 0)), min(max_new_tokens, lm.max_length))
+        return _Request(index, close_prompt(lm, lm.cut_prompt(prompt, 0)), min(max_new_tokens, lm.max_length), until)
     if not prompt:
         raise ValueError(f"prompts[{index}] is empty; a text needs at least one token to begin from")
-    return _Request(index, tuple(prompt), min(max_new_tokens, lm.max_length - len(prompt)))
+    return _Request(index, tuple(prompt), min(max_new_tokens, lm.positions - len(prompt)), until)
 
 
 def _rows_may_differ(lm: LanguageModel) -> bool:

@@ -98,6 +98,11 @@ class LanguageModel:
         """The transformers model itself; adapters act in it."""
         return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
 
+    @property
+    def positions(self) -> int:
+        """The most tokens the model can read: `max_length` bounds what it is trained on, not what it writes from."""
+        return max(self.max_length, getattr(self.model.config, "max_position_embeddings", None) or 0)
+
     def use_layout(self, layout: str) -> None:
         """Take a layout, and the attention function that goes with it."""
         base = self.unwrapped

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from retain.cards import TaskCard
 from retain.config import Config
-from retain.generation import sample
+from retain.generation import Generated, sample
 from retain.likelihood import draw_labels, label_distribution, normalize
 from retain.model import LanguageModel
 from retain.privacy import noise_seed
@@ -25,7 +25,7 @@ from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
 from retain.sampling import Sampling, clip_logits
 from retain.sections import FiltersConfig
-from retain.synthesis.prompts import Pair, conditions_on_label, prompts, read
+from retain.synthesis.prompts import OUTPUT, SHOWING, Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import in_proportion, nearest_to_centroids
 from retain.types import InputError, Sample
@@ -142,11 +142,15 @@ class Writer:
         """A new candidate for each of the labels to ask for; what they took is added to `written`."""
         texts = prompts(self.synthesis, card, labels, demonstrations, seed)
         requests = [list(self.lm.tokenizer(text).input_ids) for text in texts]
-        joint = self.synthesis.method == "joint"
+        joint, shows = self.synthesis.method == "joint", self.synthesis.method in SHOWING
         length = self.synthesis.max_joint_tokens if joint else self.synthesis.max_input_tokens
         base = self.synthesis.method == "pairs" or self.synthesis.inputs_by == "base"
+        if (longest := max(map(len, requests))) + length > self.lm.positions:
+            given = (card.name, longest, length, self.lm.positions)
+            log.warning("%s: prompts of %d tokens leave no room for inputs of %d in the model's %d; show less", *given)
+        until = self.lm.tokenizer(OUTPUT, add_special_tokens=False).input_ids if shows else ()
         with self.lm.base() if base else nullcontext():
-            found = self._sample(requests, length, (*seed, INPUTS), written)
+            found = self._sample(requests, length, (*seed, INPUTS), written, until)
         pairs = [read(self.synthesis.method, self._text(one.ids)) for one in found]
         candidates = [Candidate(input, answer) for input, answer in pairs]
         if not joint:
@@ -160,7 +164,9 @@ class Writer:
         written.dropped["unreadable"] = written.dropped.get("unreadable", 0) + len(candidates) - len(whole)
         return whole
 
-    def _sample(self, requests, length: int, seed: tuple[int, ...], written: Written):
+    def _sample(
+        self, requests, length: int, seed: tuple[int, ...], written: Written, until: Sequence[int] = ()
+    ) -> list[Generated]:
         """Texts for the requests (token ids), by one way of sampling or by three in turn."""
         config = self.synthesis
         ways = [Sampling(config.temperature, config.top_k, config.top_p, config.repetition_penalty, self.clip)]
@@ -181,6 +187,7 @@ class Writer:
                 length,
                 batch_size=config.batch_size,
                 seed=(*seed, k),
+                until=until,
             )
             for place, text in zip(places, texts, strict=True):
                 found[place] = text
