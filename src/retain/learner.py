@@ -178,7 +178,7 @@ class Learner:
             strategy = build(preset_of(self.config.strategy), context, self.config)
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
-            checks = Checks(lm, self.config, self.tasks, stage, buffer, replayer, self.dir.log)
+            checks = Checks(lm, self.config, self.tasks, self.stages[:-1], stage, buffer, replayer, self.dir.log)
             watch = Watch(self.dir.log, trace.write, checks)
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
@@ -200,7 +200,8 @@ class Learner:
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
                          truncated=truncated, privacy=privacy, **costs)  # fmt: skip
             self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
-                        last_event=replayer.last_event, steps=record.steps, privacy=privacy,
+                        last_event=replayer.last_event, trigger=replayer.trigger and replayer.trigger.state(),
+                        steps=record.steps, privacy=privacy,
                         drifted=synthesis.drifted if synthesis else [])  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
         self._write_results()
@@ -230,8 +231,9 @@ class Learner:
         confidences = {
             name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
         }
-        last = self.dir.scores(self.dir.rows()[-1]).get("last_event")
-        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last)
+        last = self.dir.scores(self.dir.rows()[-1])
+        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences,
+                        last.get("last_event"), last.get("trigger"))  # fmt: skip
 
     def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""
@@ -248,7 +250,7 @@ class Learner:
 
     def _announce(self, stage: Stage) -> None:
         plan = stage.plan
-        events = [{"step": e.step, "ratio": e.ratio, "replayed": e.replayed} for e in plan.events]
+        events = [event.to_dict() for event in plan.events]
         self.dir.log("plan", stage=stage.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
                      buffer=plan.buffer_size, events=events)  # fmt: skip
         self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)

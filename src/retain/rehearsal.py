@@ -88,6 +88,7 @@ class CurriculumReplayer:
     """
 
     last_event: int | None = None
+    trigger = None
 
     def __init__(
         self,
