@@ -52,7 +52,7 @@ def kept(out):
 
 @pytest.fixture(autouse=True)
 def graded(monkeypatch):
-    """Validation scores that change with each step, of a model too small to write an answer: the answers' likelihood."""
+    """Validation scores of a model too small to write an answer: the likelihood, which changes with each step."""
 
     def likelihood(*arguments):
         found, records = evaluate_task(*arguments)

@@ -155,7 +155,7 @@ def test_every_regularizer_has_a_summary_and_defaults(name):
         ({"nome": "er"}, r"\{'nome': 'er'\} is neither a name nor"),
         (
             {"name": "er", "size": 3},
-            r"strategy 'er' takes no option 'size'; its settings stand in the sections schedule, trigger, memory and buffer",
+            r"strategy 'er' takes no option 'size'; .* the sections schedule, trigger, memory and buffer",
         ),
         ({"name": "ssr", 3: 1}, r"strategy 'ssr' takes no option '3'; .* sections synthesis, filters, curriculum"),
         ("none + er", r"'none \+ er' names 2 replay strategies"),
