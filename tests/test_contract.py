@@ -26,7 +26,15 @@ STRONG = {
     "o-lora": {"weight": 10.0, "l2": 0.1},
 }
 EAGER = {"signal": "probe", "rise": 0.0, "eval_every": 1, "drop": 0.0}  # triggers that a small model sets off
-COMBINED = ["mssr + ewc", "er + si + lwf + agem", "fixed + der++ + gem", "o-lora + lwf + gem"]
+COMBINED = [
+    "loss + ewc",
+    "forever + si",
+    "mir + der++ + agem",
+    "mssr + ewc",
+    "er + si + lwf + agem",
+    "fixed + der++ + gem",
+    "o-lora + lwf + gem",
+]
 
 
 def strategy(name):

@@ -26,6 +26,18 @@ from retain.types import InputError
             {"priority": "uniform"},
             {"admission": "surprise"},
         ),
+        (
+            "mir",
+            {"kind": "every", "ratio_form": "constant"},
+            {"priority": "uniform", "candidates": 5},
+            {"admission": "reservoir"},
+        ),
+        (
+            "forever",
+            {"kind": "expanding", "ratio_form": "constant", "clock": "updates"},
+            {"priority": "uniform"},
+            None,
+        ),
         ("loss", {"kind": "loss", "ratio_form": "constant"}, {"priority": "uniform"}, None),
         ("accuracy", {"kind": "accuracy", "ratio_form": "constant"}, {"priority": "uniform"}, None),
         ("mssr-sch", {"kind": "expanding", "ratio_form": "interpolated"}, {"priority": "uniform"}, None),

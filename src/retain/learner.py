@@ -33,6 +33,7 @@ from retain.scheduler import Replayer, plan_run
 from retain.sections import TaskConfig
 from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
+from retain.strategies.mir import MostInterfered
 from retain.synthesis.general import write_seed
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
@@ -172,9 +173,9 @@ class Learner:
             if synthesis:
                 synthesis.prepare(number, self._pool(stage), buffer, stage.first_step)
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
-            replayer = self._replayer(stage, buffer, synthesis)
             cards = synthesis.known(task, number) if synthesis else {}
             context = Context(lm, buffer, self._accelerator, self.config.seed, number, cards)
+            replayer = self._replayer(stage, buffer, synthesis, context)
             strategy = build(preset_of(self.config.strategy), context, self.config)
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
@@ -225,7 +226,9 @@ class Learner:
         past = [(known.name, len(known.train)) for known in self.stages[: stage.number - 1]]
         return pool(self.config, past, len(stage.task.train), len(self._seed))
 
-    def _replayer(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis | None) -> Replayer | CurriculumReplayer:
+    def _replayer(
+        self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis | None, context: Context
+    ) -> Replayer | CurriculumReplayer:
         if synthesis and not preset_of(self.config.strategy).replay:
             return self._curriculum(stage, buffer, synthesis)
         confidences = {
@@ -233,7 +236,8 @@ class Learner:
         }
         last = self.dir.scores(self.dir.rows()[-1])
         return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences,
-                        last.get("last_event"), last.get("trigger"))  # fmt: skip
+                        last.get("last_event"), last.get("trigger"),
+                        MostInterfered(context, self.config.training.learning_rate))  # fmt: skip
 
     def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""

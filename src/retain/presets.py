@@ -46,6 +46,14 @@ PRESETS: dict[str, Preset] = {
         "uniform",
         "surprise",
     ),
+    "mir": Preset(
+        "experience replay at every step of what the new batch is about to harm most",
+        defaults={
+            "schedule": {"kind": "every", "ratio_form": "constant"},
+            "memory": {"priority": "uniform", "candidates": 5},
+            "buffer": {"admission": "reservoir"},
+        },
+    ),
     "loss": _replay(
         "replay when the loss of new batches rises, samples drawn uniformly", "loss", "constant", "uniform"
     ),
@@ -54,6 +62,13 @@ PRESETS: dict[str, Preset] = {
         "accuracy",
         "constant",
         "uniform",
+    ),
+    "forever": Preset(
+        "expanding intervals in update norms instead of steps, samples drawn uniformly",
+        defaults={
+            "schedule": {"kind": "expanding", "ratio_form": "constant", "clock": "updates"},
+            "memory": {"priority": "uniform"},
+        },
     ),
     "mssr-sch": _replay(
         "expanding intervals and a falling ratio, samples drawn uniformly",

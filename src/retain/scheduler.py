@@ -8,7 +8,7 @@ as it may fire.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -25,6 +25,8 @@ from retain.rehearsal import pool, refreshed, samples_asked, stage_curriculum
 from retain.sections import ScheduleConfig, TrainingConfig
 from retain.triggers import UpdateClock, projected_steps, trigger_of
 from retain.types import InputError, Sample
+
+Choice = Callable[[Sequence[Sample], Sequence[str], int], list[str]]  # (new samples, candidates, how many) to ids
 
 
 def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
@@ -97,7 +99,7 @@ class Replayer:
 
     What it does is a function of the seed, the step, the memory's state and what its `trigger` has seen. `last_event`
     is the global step of the run's last event so far, which only what training decides asks for, on the global clock.
-    `past` is the state of the last stage's trigger.
+    `past` is the state of the last stage's trigger. `choose` takes of an event's candidates those that are replayed.
     """
 
     def __init__(
@@ -110,12 +112,14 @@ class Replayer:
         confidences: Mapping[str, float] | None = None,
         last_event: int | None = None,
         past: Mapping[str, Any] | None = None,
+        choose: Choice | None = None,
     ) -> None:
         self.events: list[Event] = []
         self.drawn: list[list[str]] = []  # the ids of each event
         self.last_event = last_event if config.schedule.clock == "global" else None
         self._plan, self._schedule, self._stage, self._first_step = plan, config.schedule, stage, first_step
         self._memory, self._confidences = memory, confidences
+        self._choose, self._candidates = choose, config.memory.candidates if choose else 1
         self.trigger = trigger_of(config.schedule, config.trigger, plan, past)
         self._online = schedules.decided_online(config.schedule) and plan.buffer_size > 0
         self._least_gap = 0.0 if isinstance(self.trigger, UpdateClock) else plan.interval
@@ -137,11 +141,12 @@ class Replayer:
         """Samples drawn and not yet handed out."""
         return len(self._queue) + sum(map(len, self._later.values()))
 
-    def draw(self, step: int) -> list[str]:
-        """The ids to mix into local `step` (from 1), drawn from memory at global step `first_step + step`."""
+    def draw(self, step: int, new: Sequence[Sample] = ()) -> list[str]:
+        """The ids to mix into local `step` (from 1) beside its `new` samples, drawn from memory at global step
+        `first_step + step`."""
         event = self._decide(step) if self._online else self._planned.get(step)
         if event is not None:
-            self._fire(event)
+            self._fire(event, new)
         self._queue.extend(self._later.pop(step, []))
         return [self._queue.popleft() for _ in range(min(self._cap, len(self._queue)))]
 
@@ -166,18 +171,22 @@ class Replayer:
         room = self._cap * (self._plan.steps - step + 1) - len(self._queue)
         return Event(step, ratio, min(amount, room))
 
-    def _fire(self, event: Event) -> None:
-        """Draw the event's samples and set down at which step each falls due."""
+    def _fire(self, event: Event, new: Sequence[Sample]) -> None:
+        """Draw the event's samples, of more candidates where there is a choice, and set down at which step each falls
+        due."""
         self.events.append(event)
         self.last_event = self._first_step + event.step
+        candidates = min(event.replayed * self._candidates, len(self._memory)) if new else 0
         ids = self._memory.draw(
-            event.replayed,
+            max(event.replayed, candidates),
             self.last_event,
             stage=self._stage,
             event=len(self.events),
             stale_after=self._stale_after,
             confidences=self._confidences,
         )
+        if 0 < event.replayed < len(ids):
+            ids = self._choose(new, ids, event.replayed)
         self.drawn.append(ids)
         for step, amount in _due(self._schedule.volume, self._plan, event.step, event.replayed):
             self._later[step], ids = ids[:amount], ids[amount:]

@@ -87,6 +87,7 @@ class MemoryConfig(MemoryModel):
 
     refresh_every: Steps = 0.025
     staleness_cap: Positive = 10.0
+    candidates: Count = 1
 
 
 class ScheduleConfig(Section):

@@ -173,7 +173,7 @@ def train_stage(
     for step, new in enumerate(_bar(batches, task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
-        replayed = [buffer.samples[i] for i in replayer.draw(step)]
+        replayed = [buffer.samples[i] for i in replayer.draw(step, new)]
         losses = optimization.step(new + replayed, replayer.weights(len(new), replayed), len(new))
         _check_finite(losses, new + replayed, task.name, step)
         observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
