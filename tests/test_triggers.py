@@ -360,11 +360,9 @@ def test_a_run_follows_the_norms_of_its_saved_adapters(tmp_path, monkeypatch):
     "strategy",
     [
         "loss + ssr",
-        "forever + ssr",
-        "mir + ssr + l2",
+        "forever + ewc + ssr",
+        ["mir", "ssr", {"name": "l2", "weight": 3.0}],
         ["accuracy", "ssr"],
-        "ewc + ssr",
-        ["ssr", {"name": "ewc", "weight": 3.0}],
     ],
 )
 def test_synthetic_samples_are_replayed_alike(strategy, tmp_path):

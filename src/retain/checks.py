@@ -42,8 +42,8 @@ class Checks:
         adaptive = isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive" and len(buffer)
         self._curriculum = replayer.curriculum if adaptive else None
         self._trigger, self._past = replayer.trigger, past
-        stored = list(buffer.samples.values())
-        self._probe = [buffer.samples[name] for name in balanced_choice(stored, self._probe_size(), config.seed)]
+        stored, size = list(buffer.samples.values()), PROBE if self._curriculum else config.trigger.probe
+        self._probe = [buffer.samples[name] for name in balanced_choice(stored, size, config.seed)]
         if self._curriculum:
             self._adapt(0)
         self._look(0)
@@ -60,9 +60,6 @@ class Checks:
             self._score(step)
         due = every_steps(VALIDATE_EVERY, self.stage.plan.steps)
         return self.config.training.patience is not None and step % due == 0 and self._stop(step)
-
-    def _probe_size(self) -> int:
-        return PROBE if self._curriculum else self.config.trigger.probe
 
     def _look(self, step: int) -> None:
         """Show a trigger that asks for it the past tasks' validation scores, or the loss of its probe."""
