@@ -180,7 +180,7 @@ def test_all_problems_come_in_one_message_with_their_lines(complaint):
     assert message.splitlines() == [
         "run.yaml: 4 problems",
         "  line 3: schedule.kind: 'expandin' is not one of expanding, fixed, geometric, explicit, every, "
-        "threshold; did you mean expanding?",
+        "threshold, loss, accuracy; did you mean expanding?",
         "  line 4: schedule.lambda_0: 1.3 is too large (allowed: 0 to 0.9)",
         "  line 6: training.learning_rat: unknown key; did you mean learning_rate?",
         "  override 'training.epochs=0': training.epochs: 0 is too small (allowed: a whole number of at least 1)",

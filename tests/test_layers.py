@@ -30,6 +30,7 @@ LAYERS = {
     "curriculum": 0,
     "buffer": 1,
     "plans": 1,
+    "triggers": 1,
     "store": 1,
     "rehearsal": 1,
     "cards": 1,

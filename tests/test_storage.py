@@ -283,7 +283,7 @@ def test_hybrid_keeps_few_real_samples_and_replays_each_once_in_a_refresh(runs):
     drawn = {stage: [] for stage in (1, 2, 3)}
 
     class Recorded(retain.learner.CurriculumReplayer):
-        def draw(self, step):
+        def draw(self, step, new=()):
             ids = super().draw(step)
             drawn[self._stage] += ids
             return ids

@@ -63,7 +63,7 @@ def calendar(plan: dict[str, Any]) -> RenderableType:
     totals = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in plan["totals"].items())
     notes = [Text(f"totals: {totals}")]
     if any(event.get("projected") for stage in plan["stages"] for event in stage["events"]):
-        notes.append(Text("~ projected: decided while training, by the memory's state"))
+        notes.append(Text("~ projected: decided while training; of a trigger the most it may fire"))
     choice = plan["choice"]
     verb = "takes" if choice["taken"] else "would take"
     notes.append(Text(f"strategy: auto {verb} {choice['strategy']}: {choice['why']}"))

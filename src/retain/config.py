@@ -31,6 +31,7 @@ from retain.sections import (
     TaskConfig,
     Text,
     TrainingConfig,
+    TriggerConfig,
 )
 from retain.types import InputError
 
@@ -42,6 +43,7 @@ class Config(Section):
     tasks: Annotated[list[TaskConfig], Field(description="a list of names of built-in tasks and of tasks")]
     strategy: Strategy = "mssr"
     schedule: ScheduleConfig = ScheduleConfig()
+    trigger: TriggerConfig = TriggerConfig()
     memory: MemoryConfig = MemoryConfig()
     buffer: BufferConfig = BufferConfig()
     training: TrainingConfig = TrainingConfig()
@@ -63,8 +65,15 @@ class Config(Section):
     @property
     def needs_validation(self) -> bool:
         """Whether something needs validation samples that a task may not bring itself."""
-        adaptive = presets.preset_of(self.strategy).source is not None and self.curriculum.kind == "adaptive"
-        return adaptive or self.training.patience is not None
+        chosen = presets.preset_of(self.strategy)
+        adaptive = chosen.source is not None and self.curriculum.kind == "adaptive"
+        return adaptive or self.scores_past_tasks or self.training.patience is not None
+
+    @property
+    def scores_past_tasks(self) -> bool:
+        """Whether replay waits for a fall of the past tasks' validation scores."""
+        replays = presets.preset_of(self.strategy).replay is not None
+        return replays and self.schedule.kind == "accuracy" and self.schedule.volume != "epoch"
 
     @property
     def written_seed(self) -> int:
@@ -148,6 +157,8 @@ def _kept_data(config: Config) -> str | None:
     chosen = presets.preset_of(config.strategy)
     if chosen.keeps_buffer and not chosen.source:
         return f"strategy {chosen.name!r} keeps samples of past tasks"
+    if config.scores_past_tasks:
+        return f"strategy {chosen.name!r} scores the validation data of past tasks (schedule.kind: accuracy)"
     if chosen.source and config.storage.mode == "hybrid":
         return "storage.mode: hybrid keeps real samples of past tasks"
     if chosen.source and config.synthesis.kept_demonstrations:

@@ -33,6 +33,7 @@ from retain.scheduler import Replayer, plan_run
 from retain.sections import TaskConfig
 from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
+from retain.strategies.mir import MostInterfered
 from retain.synthesis.general import write_seed
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
@@ -172,13 +173,13 @@ class Learner:
             if synthesis:
                 synthesis.prepare(number, self._pool(stage), buffer, stage.first_step)
             trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
-            replayer = self._replayer(stage, buffer, synthesis)
             cards = synthesis.known(task, number) if synthesis else {}
             context = Context(lm, buffer, self._accelerator, self.config.seed, number, cards)
+            replayer = self._replayer(stage, buffer, synthesis, context)
             strategy = build(preset_of(self.config.strategy), context, self.config)
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
-            checks = Checks(lm, self.config, self.tasks, stage, buffer, replayer, self.dir.log)
+            checks = Checks(lm, self.config, self.tasks, self.stages[:-1], stage, buffer, replayer, self.dir.log)
             watch = Watch(self.dir.log, trace.write, checks)
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
@@ -200,7 +201,8 @@ class Learner:
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
                          truncated=truncated, privacy=privacy, **costs)  # fmt: skip
             self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
-                        last_event=replayer.last_event, steps=record.steps, privacy=privacy,
+                        last_event=replayer.last_event, trigger=replayer.trigger and replayer.trigger.state(),
+                        steps=record.steps, privacy=privacy,
                         drifted=synthesis.drifted if synthesis else [])  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
         self._write_results()
@@ -224,14 +226,18 @@ class Learner:
         past = [(known.name, len(known.train)) for known in self.stages[: stage.number - 1]]
         return pool(self.config, past, len(stage.task.train), len(self._seed))
 
-    def _replayer(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis | None) -> Replayer | CurriculumReplayer:
+    def _replayer(
+        self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis | None, context: Context
+    ) -> Replayer | CurriculumReplayer:
         if synthesis and not preset_of(self.config.strategy).replay:
             return self._curriculum(stage, buffer, synthesis)
         confidences = {
             name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
         }
-        last = self.dir.scores(self.dir.rows()[-1]).get("last_event")
-        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences, last)
+        last = self.dir.scores(self.dir.rows()[-1])
+        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences,
+                        last.get("last_event"), last.get("trigger"),
+                        MostInterfered(context, self.config.training.learning_rate))  # fmt: skip
 
     def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""
@@ -248,7 +254,7 @@ class Learner:
 
     def _announce(self, stage: Stage) -> None:
         plan = stage.plan
-        events = [{"step": e.step, "ratio": e.ratio, "replayed": e.replayed} for e in plan.events]
+        events = [event.to_dict() for event in plan.events]
         self.dir.log("plan", stage=stage.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
                      buffer=plan.buffer_size, events=events)  # fmt: skip
         self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)

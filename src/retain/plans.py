@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,11 @@ class Event(NamedTuple):
     ratio: float
     replayed: int
     projected: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields by name; `projected` only where it is."""
+        fields = self._asdict()
+        return fields if self.projected else {name: fields[name] for name in ("step", "ratio", "replayed")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,30 @@ PRESETS: dict[str, Preset] = {
         "uniform",
         "surprise",
     ),
+    "mir": Preset(
+        "experience replay at every step of what the new batch is about to harm most",
+        defaults={
+            "schedule": {"kind": "every", "ratio_form": "constant"},
+            "memory": {"priority": "uniform", "candidates": 5},
+            "buffer": {"admission": "reservoir"},
+        },
+    ),
+    "loss": _replay(
+        "replay when the loss of new batches rises, samples drawn uniformly", "loss", "constant", "uniform"
+    ),
+    "accuracy": _replay(
+        "replay when a past task's validation score falls, samples drawn uniformly",
+        "accuracy",
+        "constant",
+        "uniform",
+    ),
+    "forever": Preset(
+        "expanding intervals in update norms instead of steps, samples drawn uniformly",
+        defaults={
+            "schedule": {"kind": "expanding", "ratio_form": "constant", "clock": "updates"},
+            "memory": {"priority": "uniform"},
+        },
+    ),
     "mssr-sch": _replay(
         "expanding intervals and a falling ratio, samples drawn uniformly",
         "expanding",
@@ -309,7 +333,9 @@ def _named(part: Any) -> tuple[str, Section | None]:
     if name in REGULARIZERS:
         return name, _options(name, given)
     if given:
-        sections = "schedule, memory and buffer" if name in PRESETS else "synthesis, filters, curriculum and storage"
+        sections = (
+            "schedule, trigger, memory and buffer" if name in PRESETS else "synthesis, filters, curriculum and storage"
+        )
         raise InputError(
             f"strategy {name!r} takes no option {str(min(given, key=str))!r}; "
             f"its settings stand in the sections {sections}"

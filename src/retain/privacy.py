@@ -77,9 +77,10 @@ def _training_problems(values: Mapping[str, Any]) -> list[Problem]:
         return []
     parts = {
         name: section if isinstance(section := values.get(name), Mapping) else {}
-        for name in ("storage", "synthesis", "curriculum", "training")
+        for name in ("storage", "synthesis", "curriculum", "training", "schedule", "trigger", "memory")
     }
     synthesis, curriculum = parts["synthesis"], parts["curriculum"]
+    watches = chosen.replay and parts["schedule"].get("kind") == "loss" and parts["trigger"].get("signal") != "probe"
     found = {
         ("strategy",): chosen.keeps_buffer
         and not chosen.source
@@ -91,6 +92,11 @@ def _training_problems(values: Mapping[str, Any]) -> list[Problem]:
         ("synthesis", "demonstrations"): bool(synthesis.get("demonstrations")) and "demonstrations are real samples",
         ("curriculum", "kind"): curriculum.get("kind") == "similarity" and "similarity compares real samples",
         ("curriculum", "split"): curriculum.get("split") == "similarity" and "similarity compares real samples",
+        ("schedule", "kind"): watches
+        and "loss watches the losses of new samples; use trigger.signal: probe, which looks at synthetic ones",
+        ("memory", "candidates"): chosen.replay
+        and parts["memory"].get("candidates", 1) != 1
+        and "candidates are compared under a step on new samples without noise",
         ("training", "precision"): parts["training"].get("precision") == "float16"
         and "float16 scales the gradients before they are clipped; use bfloat16 or float32",
     }

@@ -108,6 +108,7 @@ class CurriculumReplayer:
     """
 
     last_event: int | None = None
+    trigger = None
 
     def __init__(
         self,
@@ -133,8 +134,8 @@ class CurriculumReplayer:
         """Samples drawn and not yet handed out: none, a step takes what it draws."""
         return 0
 
-    def draw(self, step: int) -> list[str]:
-        """The ids to mix into local `step` (from 1)."""
+    def draw(self, step: int, new: Sequence[Sample] = ()) -> list[str]:
+        """The ids to mix into local `step` (from 1); its `new` samples do not matter."""
         amount = self.curriculum.amount(int(self._plan.new_per_step[step - 1]), step)
         shares = self.curriculum.split_amount(amount)
         ids = [one for task, count in shares.items() for one in self._of_task(task, count, step)]

@@ -1,13 +1,14 @@
 """The replay plan of a run, and the replayer that carries it out.
 
-A plan is known before any model is loaded: steps, events, amounts and the memory's unit of time. Only a
-`threshold` schedule decides its events while it trains; its plan is a rehearsal with the real memory model.
+A plan is known before any model is loaded: steps, events, amounts and the memory's unit of time. What training
+decides is projected: a `threshold` by a rehearsal with the real memory model, a trigger (`retain.triggers`) as often
+as it may fire.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -22,7 +23,10 @@ from retain.plans import Event, StagePlan
 from retain.presets import preset_of
 from retain.rehearsal import pool, refreshed, samples_asked, stage_curriculum
 from retain.sections import ScheduleConfig, TrainingConfig
+from retain.triggers import UpdateClock, projected_steps, trigger_of
 from retain.types import InputError, Sample
+
+Choice = Callable[[Sequence[Sample], Sequence[str], int], list[str]]  # (new samples, candidates, how many) to ids
 
 
 def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
@@ -60,6 +64,8 @@ def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 
     fired = _event_steps(config.schedule, plans)
     plans = [_with_replay(config, plan, start, steps) for plan, start, steps in zip(plans, starts, fired, strict=False)]
     if schedules.decided_online(config.schedule):
+        if config.schedule.kind != "threshold":
+            return _project(config, plans)
         if preset.source:
             stages = [(task, samples_asked(config.synthesis.samples, samples)) for task, samples in stages]
         plans = _rehearse(config, plans, stages, seed_samples)
@@ -81,7 +87,7 @@ def plan_to_dict(plans: list[StagePlan], tokens_per_sample: Mapping[str, float] 
             "task": plan.task,
             "steps": plan.steps,
             "time_unit": plan.time_unit,
-            "events": [_event_to_dict(event) for event in plan.events],
+            "events": [event.to_dict() for event in plan.events],
         }
         for plan in plans
     ]
@@ -91,8 +97,9 @@ def plan_to_dict(plans: list[StagePlan], tokens_per_sample: Mapping[str, float] 
 class Replayer:
     """Hands out the ids to mix into each step of one stage; call `draw` once a step, in order.
 
-    What it does is a function of the seed, the step and the memory's state. `last_event` is the global step
-    of the run's last event so far, which only a `threshold` on the global clock asks for.
+    What it does is a function of the seed, the step, the memory's state and what its `trigger` has seen. `last_event`
+    is the global step of the run's last event so far, which only what training decides asks for, on the global clock.
+    `past` is the state of the last stage's trigger. `choose` takes of an event's candidates those that are replayed.
     """
 
     def __init__(
@@ -104,13 +111,18 @@ class Replayer:
         memory: MemoryState,
         confidences: Mapping[str, float] | None = None,
         last_event: int | None = None,
+        past: Mapping[str, Any] | None = None,
+        choose: Choice | None = None,
     ) -> None:
         self.events: list[Event] = []
         self.drawn: list[list[str]] = []  # the ids of each event
         self.last_event = last_event if config.schedule.clock == "global" else None
         self._plan, self._schedule, self._stage, self._first_step = plan, config.schedule, stage, first_step
         self._memory, self._confidences = memory, confidences
+        self._choose, self._candidates = choose, config.memory.candidates if choose else 1
+        self.trigger = trigger_of(config.schedule, config.trigger, plan, past)
         self._online = schedules.decided_online(config.schedule) and plan.buffer_size > 0
+        self._least_gap = 0.0 if isinstance(self.trigger, UpdateClock) else plan.interval
         self._planned = {} if self._online else {event.step: event for event in plan.events}
         self._cap = schedules.step_cap(config.training.batch_size, config.schedule.max_mix)
         self._theta = config.memory.theta
@@ -129,21 +141,27 @@ class Replayer:
         """Samples drawn and not yet handed out."""
         return len(self._queue) + sum(map(len, self._later.values()))
 
-    def draw(self, step: int) -> list[str]:
-        """The ids to mix into local `step` (from 1), drawn from memory at global step `first_step + step`."""
+    def draw(self, step: int, new: Sequence[Sample] = ()) -> list[str]:
+        """The ids to mix into local `step` (from 1) beside its `new` samples, drawn from memory at global step
+        `first_step + step`."""
         event = self._decide(step) if self._online else self._planned.get(step)
         if event is not None:
-            self._fire(event)
+            self._fire(event, new)
         self._queue.extend(self._later.pop(step, []))
         return [self._queue.popleft() for _ in range(min(self._cap, len(self._queue)))]
 
     def _decide(self, step: int) -> Event | None:
-        """The `threshold` event of this step: one if the buffer's mean strength is below θ (Eq. 22)."""
+        """The event of this step where training decides: one if the trigger says so, or if the buffer's mean strength
+        is below θ (Eq. 22), at most once in D₁ steps."""
         now = self._first_step + step
-        if self.last_event is not None and now - self.last_event < self._plan.interval:
+        if self.last_event is not None and now - self.last_event < self._least_gap:
             return None
-        strengths = self._memory.log_strengths(now)
-        if not len(strengths) or not schedules.below_threshold(strengths, self._theta):
+        if self.trigger:
+            due = self.trigger.due(step)
+        else:
+            strengths = self._memory.log_strengths(now)
+            due = len(strengths) and schedules.below_threshold(strengths, self._theta)
+        if not due:
             return None
         ratio = schedules.ratio(now, self._schedule)
         since = step - 1 if self._schedule.volume == "batch" else self._answered
@@ -153,18 +171,22 @@ class Replayer:
         room = self._cap * (self._plan.steps - step + 1) - len(self._queue)
         return Event(step, ratio, min(amount, room))
 
-    def _fire(self, event: Event) -> None:
-        """Draw the event's samples and set down at which step each falls due."""
+    def _fire(self, event: Event, new: Sequence[Sample]) -> None:
+        """Draw the event's samples, of more candidates where there is a choice, and set down at which step each falls
+        due."""
         self.events.append(event)
         self.last_event = self._first_step + event.step
+        candidates = min(event.replayed * self._candidates, len(self._memory)) if new else 0
         ids = self._memory.draw(
-            event.replayed,
+            max(event.replayed, candidates),
             self.last_event,
             stage=self._stage,
             event=len(self.events),
             stale_after=self._stale_after,
             confidences=self._confidences,
         )
+        if 0 < event.replayed < len(ids):
+            ids = self._choose(new, ids, event.replayed)
         self.drawn.append(ids)
         for step, amount in _due(self._schedule.volume, self._plan, event.step, event.replayed):
             self._later[step], ids = ids[:amount], ids[amount:]
@@ -211,12 +233,12 @@ def _first_buffered(plans: list[StagePlan]) -> int:
 
 
 def _event_steps(schedule: ScheduleConfig, plans: list[StagePlan]) -> list[list[int]]:
-    """The local steps at which each stage fires; a `threshold` stands as if every step replayed its share."""
+    """The local steps at which each stage fires; what training decides stands as if every step replayed its share."""
     if schedules.decided_online(schedule):
         schedule = schedule.model_copy(update={"kind": "every"})
     if schedule.volume == "epoch":
         fired = [list(range(1, plan.steps + 1, plan.epoch_steps)) for plan in plans]
-    elif schedule.clock == "stage":
+    elif schedule.clock != "global":
         fired = [schedules.event_steps(schedule, plan.interval, plan.steps) for plan in plans]
     else:
         fired = _global_event_steps(schedule, plans)
@@ -287,6 +309,17 @@ def _due(volume: str, plan: StagePlan, step: int, amount: int) -> list[tuple[int
     return list(enumerate(schedules.due_amounts(amount, steps), start=step))
 
 
+def _project(config: Config, plans: list[StagePlan]) -> list[StagePlan]:
+    """The events of a trigger that fires as often as it may, or of a clock whose updates are equal, as projected."""
+    starts = accumulate((plan.steps for plan in plans), initial=0)
+    projected = []
+    for plan, start in zip(plans, starts, strict=False):
+        fired = projected_steps(config.schedule, config.trigger, plan) if plan.buffer_size else []
+        events = [event._replace(projected=True) for event in _events(config, plan, start, fired)]
+        projected.append(replace(plan, events=events))
+    return projected
+
+
 def _rehearse(
     config: Config, plans: list[StagePlan], stages: list[tuple[str, int]], seed_samples: int
 ) -> list[StagePlan]:
@@ -312,13 +345,6 @@ def _rehearse(
         confidences |= {sample.id: 1.0 for sample in learned}
         buffer.admit(learned, first_step, {}, stage)
     return projected
-
-
-def _event_to_dict(event: Event) -> dict[str, Any]:
-    values = event._asdict()
-    if not values.pop("projected"):
-        return values
-    return {**values, "projected": True}
 
 
 def _tokens(plans: list[StagePlan], per_sample: Mapping[str, float]) -> dict[str, int]:

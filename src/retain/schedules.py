@@ -60,31 +60,36 @@ def explicit_intervals(interval: float, units: Sequence[float]) -> Iterator[floa
     return chain((interval * unit for unit in units), repeat(max(interval * units[-1], 1.0)))
 
 
+def event_times(schedule: ScheduleConfig, interval: float) -> Iterator[float]:
+    """tₖ, k from 1, ascending: the times at which `schedule.kind` fires. `interval` is D₁, both in steps."""
+    match schedule.kind:
+        case "fixed":
+            return fixed_times(interval)
+        case "expanding":
+            return accumulate(expanding_intervals(interval, schedule.eta_p, schedule.rho_p))
+        case "geometric":
+            return accumulate(geometric_intervals(interval))
+        case "explicit":
+            return accumulate(explicit_intervals(interval, schedule.explicit))
+    raise ValueError(f"schedule.kind {schedule.kind!r} has no event times of its own")
+
+
 def event_steps(schedule: ScheduleConfig, interval: float, last: int) -> list[int]:
     """⌊tₖ + ½⌋ from 1 to `last`, ascending and distinct: the steps at which `schedule.kind` fires.
 
-    `interval` is D₁ in steps. `threshold` depends on training and is decided online.
+    `interval` is D₁ in steps. What training decides (`threshold`, `loss`, `accuracy`) has none.
     """
-    match schedule.kind:
-        case "every":
-            return list(range(1, last + 1))
-        case "fixed":
-            times = fixed_times(interval)
-        case "expanding":
-            times = accumulate(expanding_intervals(interval, schedule.eta_p, schedule.rho_p))
-        case "geometric":
-            times = accumulate(geometric_intervals(interval))
-        case "explicit":
-            times = accumulate(explicit_intervals(interval, schedule.explicit))
-        case _:
-            raise ValueError(f"schedule.kind {schedule.kind!r} has no event times of its own")
-    within = takewhile(lambda time: time + 0.5 < last + 1, times)
+    if schedule.kind == "every":
+        return list(range(1, last + 1))
+    within = takewhile(lambda time: time + 0.5 < last + 1, event_times(schedule, interval))
     return [step for step, _ in groupby(math.floor(time + 0.5) for time in within) if step]
 
 
 def decided_online(schedule: ScheduleConfig) -> bool:
-    """True where the events depend on training: `threshold` (Eq. 22), unless `volume: epoch` sets them."""
-    return schedule.kind == "threshold" and schedule.volume != "epoch"
+    """True where the events depend on training: `threshold` (Eq. 22), the triggers, and what a clock of updates
+    times, unless `volume: epoch` sets them."""
+    timed = schedule.clock != "updates" or schedule.kind == "every"
+    return schedule.volume != "epoch" and (schedule.kind in ("threshold", "loss", "accuracy") or not timed)
 
 
 def below_threshold(log_strengths: np.ndarray, theta: float) -> bool:

@@ -87,12 +87,13 @@ class MemoryConfig(MemoryModel):
 
     refresh_every: Steps = 0.025
     staleness_cap: Positive = 10.0
+    candidates: Count = 1
 
 
 class ScheduleConfig(Section):
     """When and how much to replay (MSSR Eq. 8, 9, 26, 29; Table 10)."""
 
-    kind: Literal["expanding", "fixed", "geometric", "explicit", "every", "threshold"] = "expanding"
+    kind: Literal["expanding", "fixed", "geometric", "explicit", "every", "threshold", "loss", "accuracy"] = "expanding"
     first_interval: Steps = 0.05
     explicit: Annotated[list[Positive], Field(min_length=1, description="a list of numbers above 0")] = [
         1,
@@ -109,8 +110,31 @@ class ScheduleConfig(Section):
     ratio_form: Literal["interpolated", "additive", "constant"] = "interpolated"
     volume: Literal["proportional", "batch", "epoch"] = "proportional"
     max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    clock: Literal["stage", "global"] = "stage"
+    clock: Literal["stage", "global", "updates"] = "stage"
     replay_weight: NonNegative = 1.0
+
+
+class TriggerConfig(Section):
+    """What calls for replay under `schedule.kind: loss` and `accuracy`."""
+
+    signal: Literal["averages", "probe", "variance"] = "averages"
+    short: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    long: Annotated[float, Field(ge=0, lt=1, validate_default=True)] = 0.99
+    z: NonNegative = 2.0
+    probe: Count = 32
+    rise: NonNegative = 0.1
+    window: Annotated[int, Field(ge=2)] = 20
+    growth: Annotated[float, Field(ge=1)] = 2.0
+    eval_every: Steps = 0.1
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.02
+
+    @field_validator("long")
+    @classmethod
+    def _averages_in_order(cls, long: float, info: ValidationInfo) -> float:
+        short = info.data.get("short", 0.0)
+        if short >= long:
+            raise ValueError(f"{long:g} is not above short ({short:g})")
+        return long
 
 
 class TaskConfig(Section):

@@ -46,7 +46,7 @@ class Watch:
 
     log: Callable[..., None] = lambda kind, **fields: None
     refreshed: Callable[[int], None] = lambda step: None
-    after_step: Callable[[int], bool] = lambda step: False
+    after_step: Callable[[int, float | None, float | None], bool] = lambda step, new_loss, update_norm: False
 
 
 @dataclass(slots=True)
@@ -85,9 +85,11 @@ class Optimization:
         steps: int,
         seed: tuple[int, ...] = (0,),
         private: PrivateGradient | None = None,
+        measure_updates: bool = False,
     ) -> None:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
-        self.private = private
+        self.private, self.measure_updates = private, measure_updates
+        self.update_norm: float | None = None
         self.seed, self.done = seed, 0
         adamw = torch.optim.AdamW(
             lm.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
@@ -137,7 +139,11 @@ class Optimization:
         self.strategy.adjust_gradients(self.lm.model)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+        before = [p.detach().clone() for p in self.lm.parameters()] if self.measure_updates else []
         self.optimizer.step()
+        if before:
+            changes = [p.detach() - old for p, old in zip(self.lm.parameters(), before, strict=True)]
+            self.update_norm = torch.nn.utils.get_total_norm(changes).item()
         self.schedule.step()
         self.optimizer.zero_grad()
 
@@ -161,12 +167,13 @@ def train_stage(
         batches = record.private.batches(task.train, plan.steps)
     else:
         batches = new_batches(task.train, plan, *seed)
-    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed, record.private)
+    measured = config.schedule.clock == "updates"
+    optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed, record.private, measured)
     refresh_every = every_steps(config.memory.refresh_every, plan.steps)
     for step, new in enumerate(_bar(batches, task, plan), start=1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
-        replayed = [buffer.samples[i] for i in replayer.draw(step)]
+        replayed = [buffer.samples[i] for i in replayer.draw(step, new)]
         losses = optimization.step(new + replayed, replayer.weights(len(new), replayed), len(new))
         _check_finite(losses, new + replayed, task.name, step)
         observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
@@ -176,8 +183,9 @@ def train_stage(
             watch.refreshed(now)
         # --------------------------------------------------------------------------------------
         line = _account(record, lm, new, replayed, losses, time.perf_counter() - started)
+        line |= {"update_norm": optimization.update_norm} if measured else {}
         watch.log("step", stage=stage.number, task=task.name, step=step, global_step=now, **line)
-        if watch.after_step(step):
+        if watch.after_step(step, line["new_loss"], optimization.update_norm):
             break
     if not all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
         raise FloatingPointError(f"{task.name}: the last update left weights that are not finite; {LOWER_RATE}")
