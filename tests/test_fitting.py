@@ -105,7 +105,9 @@ def test_known_parameters_are_found_again():
     history = made_up(stages=14, new=28, steps=60)
     histories = data(history, outcomes(history, truth))
     found, stuck = fit(histories, MemoryModel())
-    gain = (losses(histories, log_retention(histories, truth)) - losses(histories, log_retention(histories, found))).sum()
+    gain = (
+        losses(histories, log_retention(histories, truth)) - losses(histories, log_retention(histories, found))
+    ).sum()
     assert len(histories.id) == 2548 and not stuck
     assert 0 <= 2 * gain < 18.5
     scale = found.time_unit / 25.0  # the fit keeps the hazard at φ(½); what can be told is a share of the unit

@@ -18,12 +18,19 @@ CLIP = 1e-6
 """A predicted probability is held this far from 0 and 1 where its logarithm is taken."""
 
 
+def forgotten(changes: np.ndarray) -> np.ndarray:
+    """Whether each loss rose by more than ln 2 (MATH 6)."""
+    return np.asarray(changes) > FORGOTTEN_ABOVE
+
+
 def spearman(scores: np.ndarray, values: np.ndarray, strata: np.ndarray | None = None) -> float:
     """Spearman's rank correlation, the Pearson correlation of mid-ranks; of strata the mean weighted by size.
 
     NaN where either side is constant.
     """
-    found = [(len(rows), _correlation(rankdata(scores[rows]), rankdata(values[rows]))) for rows in _parts(scores, strata)]
+    found = [
+        (len(rows), _correlation(rankdata(scores[rows]), rankdata(values[rows]))) for rows in _parts(scores, strata)
+    ]
     known = [(size, value) for size, value in found if not math.isnan(value)]
     return sum(size * value for size, value in known) / sum(size for size, _ in known) if known else math.nan
 

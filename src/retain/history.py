@@ -102,8 +102,11 @@ class Followed:
 def read_history(path: Path) -> History:
     """The history in a run's directory. Raises InputError where the run has none, or is not finished."""
     config = load_config(path / "config.yaml", need_tasks=False)
-    if not preset_of(config.strategy).keeps_buffer:
-        raise InputError(f"{path}: strategy {preset_of(config.strategy).name} stores no samples; take a run with replay")
+    chosen = preset_of(config.strategy)
+    if not chosen.replay and not chosen.source:
+        raise InputError(
+            f"{path}: strategy {chosen.name} replays nothing, so no memory predicts; take a run with replay"
+        )
     if not (path / "results.json").is_file() or not read_results(path / "results.json")["finished"]:
         raise InputError(f"{path}: the run is not finished; `retain run` with the same configuration goes on with it")
     trace, reviews = (_read(path / name) for name in (TRACE, REVIEW_LOG))
@@ -205,8 +208,8 @@ def _check_same(path: Path, stage: StageHistory, memory: MemoryState) -> None:
         recorded = stage.strengths.get(one, math.nan)
         if not abs(math.exp(log_strength) - recorded) <= SAME:
             raise InputError(
-                f"{path / TRACE}: stage {stage.number}, sample {one!r} ended at strength {recorded:.6g}, but its reviews "
-                f"lead to {math.exp(log_strength):.6g}; restore the files the run wrote, or run it anew"
+                f"{path / TRACE}: stage {stage.number}, sample {one!r} ended at strength {recorded:.6g}, but its "
+                f"reviews lead to {math.exp(log_strength):.6g}; restore the files the run wrote, or run it anew"
             )
 
 
@@ -222,7 +225,12 @@ def exposures(histories: Iterable[History]) -> list[Followed]:
 
 def to_histories(followed: list[Followed], forgotten: list[dict[tuple[str, int], bool]]) -> Histories:
     """What the fit needs of several runs: their reviews, and each interval whose outcome is known by (id, stage)."""
-    samples = {key: row for row, key in enumerate({(run, one.id): None for run, found in enumerate(followed) for one in found.intervals})}
+    samples = {
+        key: row
+        for row, key in enumerate(
+            {(run, one.id): None for run, found in enumerate(followed) for one in found.intervals}
+        )
+    }
     width = max([one.reviews + 1 for found in followed for one in found.log], default=0)
     elapsed, weighted = np.zeros((2, len(samples), width))
     for run, found in enumerate(followed):
