@@ -65,8 +65,8 @@ def test_a_difference_between_strata_is_no_skill_within_them():
     scores = np.array([1.0, 2, 1, 2, 8, 9, 8, 9])
     positive = np.array([0, 0, 0, 1, 1, 1, 1, 0], dtype=bool)
     strata = np.repeat([1, 2], 4)
-    assert auc(scores, positive) == 12.5 / 16
-    assert auc(scores, positive, strata) == pytest.approx((2.5 + 0.5) / 6)
+    assert auc(scores, positive) == 12 / 16
+    assert auc(scores, positive, strata) == pytest.approx(3 / 6)
 
 
 def test_spearman(data):
@@ -118,7 +118,8 @@ def test_copies_of_a_sample_do_not_narrow_an_interval():
     values = np.random.default_rng(4).normal(size=50)
     once = bootstrap(lambda rows: values[rows].mean(), np.arange(50), 200, seed=2)
     copied = np.tile(values, 5)
-    assert bootstrap(lambda rows: copied[rows].mean(), np.tile(np.arange(50), 5), 200, seed=2) == pytest.approx(once)
+    again = bootstrap(lambda rows: copied[rows].mean(), np.tile(np.arange(50), 5), 200, seed=2)
+    np.testing.assert_allclose(again, once)
 
 
 def test_what_no_resample_knows_has_no_interval():

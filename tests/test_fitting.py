@@ -124,13 +124,11 @@ def test_the_fit_moves_only_what_it_may(histories):
     assert found.time_unit != 9.0
 
 
-def test_a_bound_is_named():
-    """Where difficulty says nothing at all the constant hazard takes everything."""
-    history = made_up()
-    flat = Parameters(MemoryModel(alpha=0.11, gamma_d=0.0), 20.0)
-    found, stuck = fit(data(history, outcomes(history, flat, seed=4)), MemoryModel(), consolidation=False)
-    assert found.model.gamma_d < 0.05
-    assert stuck == ["gamma_d"] or found.model.gamma_d > 0
+def test_a_bound_is_named(history):
+    """Where nothing is forgotten the slowest clock is the best."""
+    flat = {(one.id, one.stage): False for one in follow(history, MemoryModel(), 9.0).intervals}
+    found, stuck = fit(data(history, flat), MemoryModel(), consolidation=False)
+    assert stuck == ["time_unit"] and found.time_unit == pytest.approx(1e6)
 
 
 def test_held_out_losses_come_from_other_folds(histories):
