@@ -95,6 +95,19 @@ def test_memory_trace_has_a_row_a_refresh_and_sample(finished):
     assert all(0 <= m <= 1 for m in trace["strength"]) and min(trace["stability"]) >= 1
 
 
+def test_each_review_is_logged_with_its_loss(finished):
+    trace = pq.read_table(finished / "memory_trace.parquet").to_pylist()
+    log = pq.read_table(finished / "memory_reviews.parquet").to_pylist()
+    assert len(log) == results(finished)["costs"]["replayed_samples"]  # no sample comes twice in one of these steps
+    fresh = {(row["step"], row["id"]) for row in trace if row["strength"] == 1.0 and row["stability"] > 1}
+    assert {(row["step"], row["id"]) for row in log} >= fresh
+    first = {stage: min(row["step"] for row in trace if row["stage"] == stage) for stage in (2, 3)}
+    assert first == {2: 6, 3: 12}  # the trace begins as the stage does
+    for step in {row["step"] for row in log}:
+        mean = next(line["replay_loss"] for line in journal(finished, "step") if line["global_step"] == step)
+        assert np.mean([row["loss"] for row in log if row["step"] == step]) == pytest.approx(mean)
+
+
 def test_a_finished_run_is_left_as_it_is(finished, caplog):
     before = {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
     caplog.set_level("INFO", logger="retain")

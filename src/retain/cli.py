@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retain.cli_guard import guarded
+from retain.cli_guard import guarded, print_json, run_folder, show
 from retain.types import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def quickstart(
     finished = sorted(folder.glob("*/results.json"), key=lambda path: path.stat().st_mtime)
     from retain.report.tables import compare_table
 
-    _print(compare_table([(path.parent.name, json.loads(path.read_text())) for path in finished]))
+    show(compare_table([(path.parent.name, json.loads(path.read_text())) for path in finished]))
     for path in finished:
         _next_steps(path.parent)
     typer.echo(f"\nSide by side: {folder / 'comparison.html'}")
@@ -116,9 +116,9 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fals
 
     calendar_of_run = make_plan(checked, base)
     if as_json:
-        _print_json(calendar_of_run)
+        print_json(calendar_of_run)
     else:
-        _print(calendar(calendar_of_run))
+        show(calendar(calendar_of_run))
 
 
 @app.command()
@@ -142,11 +142,11 @@ def simulate(
     except InputError as error:
         raise InputError(f"{trace}: {error}") from None
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         from retain.cli_views import memory_tables
 
-        _print(memory_tables(answer))
+        show(memory_tables(answer))
 
 
 @app.command()
@@ -164,11 +164,11 @@ def evaluate(
       retain evaluate runs/my-run
       retain evaluate runs/my-run --stage 2
     """
-    path = _run_folder(folder)
+    path = run_folder(folder)
     from retain.cli_views import score_table
     from retain.run import evaluate as evaluate_run
 
-    _print(score_table(evaluate_run(path, stage)))
+    show(score_table(evaluate_run(path, stage)))
 
 
 @app.command()
@@ -192,7 +192,7 @@ def synthesize(
       retain synthesize runs/my-run --task tickets -n 500 --out tickets.jsonl.gz
       retain synthesize runs/my-run --task tickets --out t.jsonl synthesis.temperature=1.2 filters.perplexity=null
     """
-    path = _run_folder(folder)
+    path = run_folder(folder)
     from retain.cli_views import funnel_table
     from retain.synthesize import synthesize as write_samples
 
@@ -200,7 +200,7 @@ def synthesize(
     written = write_samples(
         path, task, count, Path(out), stage=stage, overrides=overrides or [], demonstrations=shown, force=force
     )
-    _print(funnel_table(written.facts()))
+    show(funnel_table(written.facts()))
     typer.echo(f"{len(written.kept)} samples: {out}")
 
 
@@ -222,10 +222,10 @@ def review(
       retain review runs/my-run --rater ada
       retain review runs/my-run --task tickets --count 20 --scale
     """
-    path = _run_folder(folder)
+    path = run_folder(folder)
     from retain.cli_review import review as review_samples
 
-    review_samples(path, task, rater, count, scale, _print)
+    review_samples(path, task, rater, count, scale, show)
 
 
 @app.command()
@@ -241,7 +241,7 @@ def report(
       retain report runs/my-run
       retain report runs/my-run --out my-run.html
     """
-    path = _run_folder(folder)
+    path = run_folder(folder)
     from retain.report import write_report
 
     page = write_report(path)
@@ -252,6 +252,56 @@ def report(
     if (path / "results.json").exists():
         _show_results(_read_results(path))
     typer.echo(f"report: {page}")
+
+
+@app.command()
+@guarded
+def calibrate(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Measure whether the memory knew which stored samples would be forgotten.
+
+    \b
+    Examples:
+      retain calibrate runs/my-run
+      retain calibrate runs/my-run --json | jq .groups.unreviewed.measures.retention
+    """
+    path = run_folder(folder)
+    from retain.calibrate import calibrate as calibrate_run
+
+    found = calibrate_run(path)
+    if as_json:
+        print_json(found)
+    else:
+        from retain.report.calibration import calibration_tables
+
+        show(calibration_tables(found))
+        typer.echo(f"\npage: {path / 'calibration.html'}")
+
+
+@app.command()
+@guarded
+def fit(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="The directories of one or several runs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Choose the memory's parameters by maximum likelihood from what runs recorded.
+
+    \b
+    Examples:
+      retain fit runs/my-run
+      retain fit runs/seed-1 runs/seed-2 runs/seed-3 --json | jq .parameters
+    """
+    paths = [run_folder(folder) for folder in folders]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"DIR: a directory stands twice among {', '.join(folders)}; name each run once")
+    from retain.calibrate import fit as fit_runs
+
+    found = fit_runs(paths)
+    if as_json:
+        print_json(found)
+    else:
+        from retain.report.calibration import fit_table
+
+        show(fit_table(found))
 
 
 @app.command()
@@ -272,10 +322,10 @@ def tasks(
     from retain import cli_views
 
     if config is None:
-        _print(cli_views.builtin_tasks())
+        show(cli_views.builtin_tasks())
     else:
         checked, base = _load(config, overrides)
-        _print(cli_views.configured_tasks(checked, base))
+        show(cli_views.configured_tasks(checked, base))
 
 
 @app.command()
@@ -289,7 +339,7 @@ def models() -> None:
     """
     from retain.cli_views import known_models
 
-    _print(known_models())
+    show(known_models())
 
 
 def _load(config: str, overrides: list[str] | None) -> tuple[Config, Path]:
@@ -314,20 +364,6 @@ def _read_trace(trace: str) -> Any:
         raise InputError(f"{source}: not a trace: nested too deeply") from None
 
 
-def _run_folder(folder: str) -> Path:
-    from retain.config_yaml import existing
-
-    path = Path(folder)
-    if not path.is_dir():
-        what = "not a directory" if path.exists() else "no such directory"
-        raise InputError(f"{path}: {what}{'' if path.exists() else existing(path)}")
-    if not (path / "journal.jsonl").is_file():
-        inside = sorted(str(found.parent) for found in path.glob("*/journal.jsonl"))
-        hint = f"; did you mean {' or '.join(inside[:5])}?" if inside else ""
-        raise InputError(f"{path}: not the directory of a run (no journal.jsonl in it){hint}")
-    return path
-
-
 def _read_results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
@@ -335,7 +371,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
 def _show_results(results: dict[str, Any]) -> None:
     from retain.report.tables import run_table
 
-    _print(run_table(results))
+    show(run_table(results))
 
 
 def _next_steps(folder: Path) -> None:
@@ -343,16 +379,3 @@ def _next_steps(folder: Path) -> None:
     if (folder / "report.html").exists():
         typer.echo(f"  open   {folder / 'report.html'}")
     typer.echo(f"  again  retain evaluate {folder}")
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    console.print(renderable)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, allow_nan=False, indent=1))

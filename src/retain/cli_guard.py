@@ -1,14 +1,16 @@
-"""What the commands have in common: where messages go, and which exit code an error has."""
+"""What the commands have in common: their directory, where output and messages go, and the exit code of an error."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -44,6 +46,36 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _stop(f"error: {_explain(error)}", FAILED)
 
     return guard
+
+
+def run_folder(folder: str) -> Path:
+    """The directory of a run. Raises InputError."""
+    from retain.config_yaml import existing
+
+    path = Path(folder)
+    if not path.is_dir():
+        what = "not a directory" if path.exists() else "no such directory"
+        raise InputError(f"{path}: {what}{'' if path.exists() else existing(path)}")
+    if not (path / "journal.jsonl").is_file():
+        inside = sorted(str(found.parent) for found in path.glob("*/journal.jsonl"))
+        hint = f"; did you mean {' or '.join(inside[:5])}?" if inside else ""
+        raise InputError(f"{path}: not the directory of a run (no journal.jsonl in it){hint}")
+    return path
+
+
+def show(renderable: Any) -> None:
+    """Print for a person, in colors only on a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(renderable)
+
+
+def print_json(value: Any) -> None:
+    """Print for a program."""
+    typer.echo(json.dumps(value, allow_nan=False, indent=1))
 
 
 def _show_log() -> None:

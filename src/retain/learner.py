@@ -172,7 +172,8 @@ class Learner:
         with self.dir.finish_row(number, task.name) as folder:
             if synthesis:
                 synthesis.prepare(number, self._pool(stage), buffer, stage.first_step)
-            trace = MemoryTrace(folder / "memory_trace.parquet", number, buffer)
+            trace = MemoryTrace(folder, number, buffer)
+            trace.write(stage.first_step)
             cards = synthesis.known(task, number) if synthesis else {}
             context = Context(lm, buffer, self._accelerator, self.config.seed, number, cards)
             replayer = self._replayer(stage, buffer, synthesis, context)
@@ -180,7 +181,7 @@ class Learner:
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
             checks = Checks(lm, self.config, self.tasks, self.stages[:-1], stage, buffer, replayer, self.dir.log)
-            watch = Watch(self.dir.log, trace.write, checks)
+            watch = Watch(self.dir.log, trace.write, checks, trace.review)
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
             self._log_events(stage, replayer, buffer)
@@ -204,7 +205,7 @@ class Learner:
                         last_event=replayer.last_event, trigger=replayer.trigger and replayer.trigger.state(),
                         steps=record.steps, privacy=privacy,
                         drifted=synthesis.drifted if synthesis else [])  # fmt: skip
-        merge_traces(self.dir.rows(), self.dir.path / "memory_trace.parquet")
+        merge_traces(self.dir.rows(), self.dir.path)
         self._write_results()
 
     def _stage(self, number: int, task: Task) -> Stage:

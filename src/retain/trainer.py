@@ -47,6 +47,7 @@ class Watch:
     log: Callable[..., None] = lambda kind, **fields: None
     refreshed: Callable[[int], None] = lambda step: None
     after_step: Callable[[int, float | None, float | None], bool] = lambda step, new_loss, update_norm: False
+    reviewed: Callable[[int, dict[str, float]], None] = lambda step, losses: None
 
 
 @dataclass(slots=True)
@@ -177,7 +178,7 @@ def train_stage(
         losses = optimization.step(new + replayed, replayer.weights(len(new), replayed), len(new))
         _check_finite(losses, new + replayed, task.name, step)
         observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
-        review(buffer, replayed, losses[len(new) :], now)
+        watch.reviewed(now, review(buffer, replayed, losses[len(new) :], now))
         if now % refresh_every == 0:
             buffer.memory.refresh(now)
             watch.refreshed(now)
@@ -204,13 +205,15 @@ def observe(running: dict[str, float], samples: Sequence[Sample], losses: np.nda
         running[sample.id] = ema(running[sample.id], loss, beta) if sample.id in running else loss
 
 
-def review(buffer: Buffer, samples: Sequence[Sample], losses: np.ndarray, step: int) -> None:
-    """Tell the memory which samples were replayed, each once, with its mean loss."""
-    if samples:
-        seen: dict[str, list[float]] = {}
-        for sample, loss in zip(samples, losses.tolist(), strict=True):
-            seen.setdefault(sample.id, []).append(loss)
-        buffer.memory.review(list(seen), [sum(values) / len(values) for values in seen.values()], step)
+def review(buffer: Buffer, samples: Sequence[Sample], losses: np.ndarray, step: int) -> dict[str, float]:
+    """Tell the memory which samples were replayed, each once, with its mean loss; returns these losses by id."""
+    seen: dict[str, list[float]] = {}
+    for sample, loss in zip(samples, losses.tolist(), strict=True):
+        seen.setdefault(sample.id, []).append(loss)
+    means = {one: sum(values) / len(values) for one, values in seen.items()}
+    if means:
+        buffer.memory.review(list(means), list(means.values()), step)
+    return means
 
 
 def _account(
