@@ -28,6 +28,7 @@ LAYERS = {
     "metrics": 0,
     "quality": 0,
     "curriculum": 0,
+    "intervals": 0,
     "buffer": 1,
     "plans": 1,
     "store": 1,

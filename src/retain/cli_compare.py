@@ -63,28 +63,36 @@ def compare(
 
 def _report(comparison: Any) -> None:
     from retain.cells import finished_cells
-    from retain.report.methods import cost_table, score_table
+    from retain.report.methods import cost_table, difference_table, score_table
     from retain.report.methods_files import write_files
+    from retain.report.svg import clean
 
     found = finished_cells(comparison)
     if not found:
         raise InputError(f"{comparison.cells_folder}: no finished cell; run `retain compare {comparison.path}` first")
-    summary = write_files(
-        list(found.values()), comparison.out, reference=comparison.reference, level=comparison.file.level
-    )
-    _print(score_table(summary["rows"]))
-    typer.echo()
-    _print(cost_table(summary["rows"]))
     missing = [cell.label for cell in comparison.cells if cell.label not in found]
+    summary = write_files(
+        list(found.values()),
+        comparison.out,
+        reference=comparison.reference,
+        level=comparison.file.level,
+        missing=len(missing),
+    )
+    sentences = [entry["sentence"] for entry in summary["differences"] if entry["measure"] == "ACC"]
+    _print(score_table(summary["rows"]), cost_table(summary["rows"]), difference_table(summary))
+    for sentence in [*sentences, *filter(None, [summary["caveat"]])]:
+        typer.echo(clean(sentence))
     if missing:
         typer.echo(f"\n{len(missing)} of {len(comparison.cells)} cells are missing: {', '.join(missing)}")
-    typer.echo(f"\nThe comparison lies in {comparison.out}: comparison.json, comparison.csv, comparison.md")
+    typer.echo(f"\nThe comparison: {comparison.out / 'comparison.html'}, and beside it .json, .csv and .md")
 
 
-def _print(renderable: Any) -> None:
+def _print(*renderables: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    console.print(renderable)
+        console = Console(highlight=False, width=170)
+    for renderable in renderables:
+        console.print(renderable)
+        console.print()

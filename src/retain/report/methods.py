@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from retain.report.differences import shown_p
 from retain.report.svg import clean
-from retain.report.words import NOTHING, cost, number
+from retain.report.words import NOTHING, cost, number, signed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,17 +111,36 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Scores and costs for a document."""
-    head = ["method", "runs", *(title for title, _ in SCORES.values()), *COSTS.values()]
+def difference_table(summary: Mapping[str, Any]) -> Table:
+    """ACC against the reference for the terminal; bold where the data tell the methods apart."""
+    level = f"{100 * summary['level']:g} % interval"
+    table = _table(f"against {clean(summary['reference'])}", "ACC", level, "p (Holm)", "items better / worse / same")
+    for entry in _accuracies_of(summary):
+        items = entry["items"] or {"better": NOTHING, "worse": NOTHING, "same": NOTHING}
+        p = NOTHING if entry["p_holm"] is None else shown_p(entry["p_holm"])
+        counted = " / ".join(map(str, items.values()))
+        cells = (signed(entry["difference"], 3), _interval(entry), p, counted)
+        table.add_row(_plain(clean(entry["row"])), *(_styled(cell, entry["apart"]) for cell in cells))
+    return table
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """Scores, the difference in ACC from the reference, and costs for a document."""
+    rows, level = summary["rows"], f"{100 * summary['level']:g} %"
+    against = {entry["row"]: entry for entry in _accuracies_of(summary)}
+    head = ["method", "runs", *(title for title, _ in SCORES.values())]
+    head += [f"ACC against {summary['reference']} ({level})", *COSTS.values()]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
-        scores = [
-            f"**{shown_score(row, key)}**" if key in best_of(rows, row) else shown_score(row, key) for key in SCORES
-        ]
-        name = clean(row["row"]).replace("|", "\\|")
-        lines.append([name, str(row["runs"]), *scores, *(shown_cost(row, key) for key in COSTS)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        best = best_of(rows, row)
+        scores = [f"**{shown_score(row, key)}**" if key in best else shown_score(row, key) for key in SCORES]
+        entry = against.get(row["row"])
+        shown = f"{signed(entry['difference'], 3)} ({_interval(entry)})" if entry else NOTHING
+        costs = [shown_cost(row, key) for key in COSTS]
+        lines.append(
+            [row["row"], str(row["runs"]), *scores, f"**{shown}**" if entry and entry["apart"] else shown, *costs]
+        )
+    return "".join(f"| {' | '.join(clean(cell).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -142,7 +162,7 @@ def best_of(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> set[st
         known = [r["scores"][key]["mean"] for r in rows if r["strategy"] != "joint"]
         known = [sign * value for value in known if value is not None]
         own = row["scores"][key]["mean"]
-        if row["strategy"] != "joint" and own is not None and len(known) > 1 and sign * own == max(known):
+        if row["strategy"] != "joint" and own is not None and sign * own == max(known) > min(known):
             best.add(key)
     return best
 
@@ -161,6 +181,14 @@ def shown_cost(row: Mapping[str, Any], key: str) -> str:
     if value is None:
         return NOTHING
     return f"{value / 1000:,.0f} kB" if key == "bytes_kept" else cost(key, value)
+
+
+def _accuracies_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [entry for entry in summary["differences"] if entry["measure"] == "ACC"]
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    return NOTHING if entry["low"] is None else f"{signed(entry['low'], 3)} to {signed(entry['high'], 3)}"
 
 
 def _accuracies(cells: Sequence[Cell]) -> dict[tuple[int, int], float]:

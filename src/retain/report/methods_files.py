@@ -7,15 +7,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retain.report.differences import caveat, differences
 from retain.report.methods import csv_table, markdown_table, method_rows
+from retain.report.methods_page import comparison_page
 from retain.report.page import save
 
 
-def write_files(cells: Sequence[Mapping[str, Any]], out: Path, *, reference: str, level: float) -> dict[str, Any]:
-    """Write comparison.json, .csv and .md into `out`; returns what the JSON holds."""
-    rows = method_rows(cells)
-    summary = {"reference": reference, "level": level, "rows": rows}
+def write_files(
+    cells: Sequence[Mapping[str, Any]], out: Path, *, reference: str, level: float, missing: int = 0
+) -> dict[str, Any]:
+    """Write comparison.json, .csv, .md and .html into `out`; returns what the JSON holds.
+
+    missing: how many cells of the comparison are not among `cells`.
+    """
+    compared = differences(cells, reference, level)
+    summary = {
+        "reference": reference,
+        "level": level,
+        "cells": [cell["label"] for cell in cells],
+        "missing": missing,
+        "rows": method_rows(cells),
+        "differences": compared,
+        "caveat": caveat(compared),
+    }
     save(out / "comparison.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    save(out / "comparison.csv", csv_table(rows))
-    save(out / "comparison.md", markdown_table(rows))
+    save(out / "comparison.csv", csv_table(summary["rows"]))
+    save(out / "comparison.md", markdown_table(summary))
+    save(out / "comparison.html", comparison_page(summary, cells))
     return summary
