@@ -18,7 +18,19 @@ import retain
 from retain import cli
 from retain.types import GateError, InputError
 
-COMMANDS = ["run", "quickstart", "plan", "simulate", "evaluate", "synthesize", "review", "report", "tasks", "models"]
+COMMANDS = [
+    "run",
+    "quickstart",
+    "compare",
+    "plan",
+    "simulate",
+    "evaluate",
+    "synthesize",
+    "review",
+    "report",
+    "tasks",
+    "models",
+]
 TRACE = {
     "config": {"time_unit": 10},
     "ops": [

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import yaml
 from test_run import adapter, journal, same_tensors
 from tiny import tiny_values
+from typer.testing import CliRunner
 
 from retain.cells import cell_path, finished_cells, read_cell
+from retain.cli import app
 from retain.compare import local, run_all, run_cell
 from retain.comparison import load_comparison
 from retain.types import InputError
@@ -147,28 +148,47 @@ def test_an_older_cell_lacks_keys_that_came_later(tmp_path):
     assert finished_cells(comparison).keys() == {"none.seed1"}
 
 
+def command(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
 def test_the_command_runs_cells_in_processes_and_resumes(tmp_path):
-    file = write(tmp_path, seeds=[1, 2], strategies=["none", "fixed"])
+    file = write(tmp_path, strategies=["none", "fixed"])
     comparison = load_comparison(file)
     run_cell(comparison, comparison.cells[0])
+    planned = command(file, "--plan")
+    assert planned.exit_code == 0 and "2 cells, 1 to run; compared with none" in planned.output, planned.output
+    done = command(file, "--jobs", "2")
+    assert done.exit_code == 0, done.output
+    assert "The data do not tell fixed and none apart" in done.output and "One seed" in done.output
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files >= {"cells", "comparison.json", "comparison.csv", "comparison.md", "comparison.html"}
+    assert read_cell(cell_path(comparison, "fixed.seed1"))["shared"] == ["00-base"]
 
-    def command(*options):
-        return subprocess.run(
-            [sys.executable, "-m", "retain", "compare", str(file), *options],
-            capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "2"},
-        )  # fmt: skip
-
-    planned = command("--plan")
-    assert planned.returncode == 0 and "4 cells, 3 to run" in planned.stdout, planned.stderr
-    done = command("--jobs", "2")
-    assert done.returncode == 0, done.stderr
-    assert "4 cells, 1 finished, 3 to run" in done.stderr
-    assert "none" in done.stdout and "fixed" in done.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"cells", "comparison.json", "comparison.csv"}
     os.rename(tmp_path / "model", tmp_path / "away")  # the table needs neither model nor data
     (tmp_path / "color_train.jsonl").unlink()
-    shown = command("--report-only")
-    assert shown.returncode == 0 and "fixed" in shown.stdout, shown.stderr
+    shown = command(file, "--report-only")
+    assert shown.exit_code == 0 and "fixed" in shown.output, shown.output
+
+
+def test_the_table_tells_what_is_missing(tmp_path):
+    file = write(tmp_path, strategies=["none", "fixed"])
+    nothing = command(file, "--report-only")
+    assert nothing.exit_code == 2 and "no finished cell" in nothing.output
+    comparison = load_comparison(file)
+    run_cell(comparison, comparison.cells[0])
+    shown = command(file, "--report-only")
+    assert shown.exit_code == 0 and "1 of 2 cells are missing: fixed.seed1" in shown.output
+
+
+def test_a_failed_cell_is_named(tmp_path, monkeypatch):
+    file = write(tmp_path)
+    monkeypatch.setattr("retain.compare.local", lambda commands, *_: ((label, 1) for label, _ in commands))
+    comparison = load_comparison(file)
+    assert run_all(comparison) == ["none.seed1", "mssr.seed1"]
+    run_cell(comparison, comparison.cells[0])
+    failed = command(file)
+    assert failed.exit_code == 1 and "1 cells failed: mssr.seed1" in failed.output
 
 
 def test_a_failing_process_is_reported(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retain.intervals import holm, paired_interval
+from retain.intervals import holm, paired_interval, pooled_variance
 
 TRUTH = 0.02
 
@@ -38,8 +38,37 @@ def test_coverage(seeds, spreads):
         assert held / runs <= 0.98  # no wider than need be
 
 
+@pytest.mark.parametrize(("ratio", "least"), [(1.0, 0.94), (2.0, 0.86)])
+def test_coverage_where_methods_share_their_spread(ratio, least):
+    """One method among 8; `ratio`: how much more it varies over seeds than the others, which pooling assumes it does
+    not."""
+    generator = np.random.default_rng(5)
+    held, widths, own_widths = 0, [], []
+    for run in range(400):
+        scores = generator.normal(0.0, 0.03, (8, 3))
+        scores[1] *= ratio
+        difference = [(scores[1] - scores[0])[:, None]]
+        found = paired_interval(difference, pooled=pooled_variance(scores), seed=run, draws=1000)
+        own = paired_interval(difference, seed=run, draws=1000)
+        held += found.low <= 0.0 <= found.high
+        widths.append(found.high - found.low)
+        own_widths.append(own.high - own.low)
+    assert held / 400 >= least
+    assert np.mean(widths) < 0.75 * np.mean(own_widths)
+
+
+def test_pooled_variance_is_that_of_differences():
+    scores = np.random.default_rng(0).normal(0.0, 0.1, (400, 5)) + np.arange(5)  # an effect of the seed falls out
+    variance, degrees = pooled_variance(scores)
+    assert degrees == 399 * 4
+    assert variance == pytest.approx(2 * 0.1**2, rel=0.1)
+    two = np.array([[0.1, 0.4, 0.3], [0.2, 0.2, 0.9]])
+    assert pooled_variance(two) == (pytest.approx((two[1] - two[0]).var(ddof=1)), 2)
+    assert pooled_variance(two[:1]) is None and pooled_variance(two[:, :1]) is None
+
+
 def test_plain_resampling_of_three_seeds_would_not_hold():
-    """Why the seeds' part is widened: quantiles of resampled means of three values are too narrow."""
+    """Why seeds are drawn from a distribution: quantiles of resampled means of three values are too narrow."""
     generator = np.random.default_rng(3)
     held = 0
     for _ in range(500):

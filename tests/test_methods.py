@@ -78,6 +78,8 @@ def test_differences_are_paired_and_say_what_they_know():
         found["er"]["sentence"],
     )
     assert found["joint"]["sentence"].startswith("joint has a higher ACC than fixed, by 0.")
+    own = accuracies(differences(cells(), "fixed", 0.95, "own"))
+    assert own["mssr"]["high"] - own["mssr"]["low"] > 1.1 * (found["mssr"]["high"] - found["mssr"]["low"])
     assert "after Holm's correction for 4 comparisons" in found["joint"]["sentence"]
 
 

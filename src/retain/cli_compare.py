@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,8 @@ import typer
 
 from retain.cli_guard import FAILED, guarded
 from retain.types import InputError
+
+ENGINES = ("local", "ray")
 
 
 @guarded
@@ -24,6 +28,7 @@ def compare(
     report_only: Annotated[bool, typer.Option("--report-only", help="Only make the table, of what is there.")] = False,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the directories of finished runs.")] = False,
     rerun: Annotated[bool, typer.Option("--rerun", help="Run cells again whose settings have changed.")] = False,
+    engine: Annotated[str, typer.Option(help="What starts the runs: local, or ray.")] = "local",
     out: Annotated[str | None, typer.Option(help="Folder, instead of `out`.")] = None,
 ) -> None:
     """Compare strategies over seeds, task orders and a grid of settings. Run it again to resume.
@@ -39,6 +44,8 @@ def compare(
 
     if out is not None and not out.strip():
         raise InputError("--out: empty; name a directory")
+    if engine not in ENGINES:
+        raise InputError(f"--engine: {engine!r} is not one of {', '.join(ENGINES)}")
     comparison = load_comparison(file, overrides, None if out is None else Path(out))
     if plan:
         from retain.cli_views import comparison_plan
@@ -53,8 +60,13 @@ def compare(
     if not report_only:
         from retain.compare import run_all
 
-        options = [*(overrides or []), *([] if out is None else ["--out", out])]
-        failed = run_all(comparison, jobs, keep_runs, rerun, options)
+        if engine == "ray":
+            from retain.integrations.ray import on_ray as start
+        else:
+            start = None
+        options = [*(overrides or []), *([] if out is None else ["--out", str(comparison.out.absolute())])]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the cells end, too
+        failed = run_all(comparison, jobs, keep_runs, rerun, options, start)
     _report(comparison)
     if failed:
         typer.echo(f"{len(failed)} cells failed: {', '.join(failed)}; the same command tries them again", err=True)
@@ -76,6 +88,7 @@ def _report(comparison: Any) -> None:
         comparison.out,
         reference=comparison.reference,
         level=comparison.file.level,
+        spread=comparison.file.spread,
         missing=len(missing),
     )
     sentences = [entry["sentence"] for entry in summary["differences"] if entry["measure"] == "ACC"]

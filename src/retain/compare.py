@@ -80,7 +80,7 @@ def run_all(
     left = [cell for cell in comparison.cells if cell.label not in done]
     log.info("%s: %d cells, %d finished, %d to run", comparison.path, len(comparison.cells), len(done), len(left))
     keep = ["--keep-runs"] if keep_runs else []
-    call = [sys.executable, "-m", "retain", "compare", str(comparison.path), *options, *keep, "--cell"]
+    call = [sys.executable, "-m", "retain", "compare", str(comparison.path.absolute()), *options, *keep, "--cell"]
     commands = [(cell.label, [*call, cell.label]) for cell in left]
     failed, started = [], time.monotonic()
     for number, (label, code) in enumerate((engine or local)(commands, comparison.out / "logs", jobs), start=1):

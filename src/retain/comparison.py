@@ -45,6 +45,7 @@ class ComparisonFile(Section):
     match: Literal["samples", "none"] = "samples"
     budget: Positive = 0.1
     level: Share = 0.95
+    spread: Literal["pooled", "own"] = "pooled"
     out: Text | None = None
     cells: Text | None = None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from retain.intervals import Interval, holm, paired_interval
+from retain.intervals import holm, paired_interval, pooled_variance
 from retain.report.words import number
 from retain.types import InputError
 
@@ -16,25 +16,28 @@ MEASURES = {"ACC": "score", "NLL": "nll"}  # what is compared item by item, and 
 BY_SEED = ("BWT", "forgetting")  # what only whole runs have
 
 
-def differences(cells: Sequence[Cell], reference: str, level: float) -> list[dict[str, Any]]:
+def differences(cells: Sequence[Cell], reference: str, level: float, spread: str = "pooled") -> list[dict[str, Any]]:
     """Every other row of the table minus the reference, for each of `MEASURES` and `BY_SEED`.
 
     Each is {"row", "measure", "difference", "low", "high", "p", "p_holm", "over", "pairs", "seeds", "items", "apart",
     "sentence"}: the interval at `level`, p after Holm over the rows compared in this measure, what was resampled, the
     pairs of runs by seed and order, and for how many test items the method is better, worse or as good. Rows without a
-    run that has its pair are left out.
+    run that has its pair are left out. spread: whether how much a difference varies over seeds is told by its "own"
+    seeds alone, or by those of all methods together ("pooled") where its own do not vary more.
     """
     rows = [row for row in dict.fromkeys(cell["row"] for cell in cells) if row != reference]
-    found = []
+    entries: list[dict[str, Any]] = []
     for measure in (*MEASURES, *BY_SEED):
-        compared = [entry for row in rows if (entry := _compare(cells, row, reference, measure, level))]
+        pairs = {row: found for row in rows if (found := _pairs(cells, row, reference, measure))}
+        pooled = _pooled(pairs.values(), measure) if spread == "pooled" else None
+        compared = [_compare(own, row, measure, level, pooled) for row, own in pairs.items()]
         known = [entry for entry in compared if entry["p"] is not None]
         for entry, p in zip(known, holm([entry["p"] for entry in known]), strict=True):
             entry["p_holm"], entry["apart"] = p, p < 1.0 - level
         for entry in compared:
             entry["sentence"] = sentence(entry, reference, level, len(known))
-        found += compared
-    return found
+        entries += compared
+    return entries
 
 
 def sentence(entry: Mapping[str, Any], reference: str, level: float, comparisons: int) -> str:
@@ -73,43 +76,44 @@ def shown_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else number(p, 3)
 
 
-def _compare(cells: Sequence[Cell], row: str, reference: str, measure: str, level: float) -> dict[str, Any] | None:
-    pairs = _pairs(cells, row, reference)
-    values = [
-        _metric(a, measure) - _metric(b, measure)
-        for a, b in pairs
-        if None not in (_metric(a, measure), _metric(b, measure))
-    ]
-    if not values or len(values) < len(pairs):
-        return None
+def _compare(
+    pairs: Sequence[tuple[Cell, Cell]], row: str, measure: str, level: float, pooled: tuple[float, int] | None
+) -> dict[str, Any]:
     by_item = _item_differences(pairs, MEASURES[measure]) if measure in MEASURES else None
-    by_seed = _by_seed(pairs, np.array(values)[:, None])
-    interval: Interval = paired_interval(list(by_item.values()) if by_item else [by_seed], level)
-    keys = ("difference", "low", "high", "p", "over")
+    values = _values(pairs, measure)
+    interval = paired_interval(list(by_item.values()) if by_item else [_by_seed(pairs, values)], level, pooled)
     return {
         "row": row,
         "measure": measure,
-        **{key: getattr(interval, key) for key in keys},
+        **{key: getattr(interval, key) for key in ("difference", "low", "high", "p", "over")},
         "p_holm": None,
         "apart": False,
         "pairs": [
-            {"seed": a["seed"], "order": a["order"], "difference": value}
-            for (a, _), value in zip(pairs, values, strict=True)
+            {"seed": a["seed"], "order": a["order"], "difference": float(value)}
+            for (a, _), value in zip(pairs, values[:, 0], strict=True)
         ],
         "items": _counted(by_item, -1 if measure == "NLL" else 1) if by_item else None,
         "tasks": {task: float(each.mean()) for task, each in by_item.items()} if by_item else None,
     }
 
 
-def _pairs(cells: Sequence[Cell], row: str, reference: str) -> list[tuple[Cell, Cell]]:
-    """The runs of both rows that have seed and task order in common."""
-    known = {(cell["row"], cell["seed"], cell["order"]): cell for cell in cells}
-    own = [cell for cell in cells if cell["row"] == row]
-    return [(cell, known[key]) for cell in own if (key := (reference, cell["seed"], cell["order"])) in known]
+def _pooled(compared: Iterable[Sequence[tuple[Cell, Cell]]], measure: str) -> tuple[float, int] | None:
+    """The variance over seeds from all rows that have the most seeds, the reference among them as zeros."""
+    means = [_by_seed(pairs, _values(pairs, measure))[:, 0] for pairs in compared]
+    most = max((len(each) for each in means), default=0)
+    return pooled_variance(np.array([np.zeros(most), *(each for each in means if len(each) == most)]))
 
 
-def _metric(cell: Cell, measure: str) -> float | None:
-    return cell["results"]["metrics"].get(measure)
+def _pairs(cells: Sequence[Cell], row: str, reference: str, measure: str) -> list[tuple[Cell, Cell]]:
+    """The runs of both rows that have seed, task order and a score in this measure."""
+    known = {(c["row"], c["seed"], c["order"]): c for c in cells if c["results"]["metrics"].get(measure) is not None}
+    keys = [key for key in known if key[0] == row and (reference, *key[1:]) in known]
+    return [(known[key], known[reference, *key[1:]]) for key in keys]
+
+
+def _values(pairs: Sequence[tuple[Cell, Cell]], measure: str) -> np.ndarray:
+    """Differences (pairs, 1)."""
+    return np.array([[a["results"]["metrics"][measure] - b["results"]["metrics"][measure]] for a, b in pairs])
 
 
 def _item_differences(pairs: Sequence[tuple[Cell, Cell]], kind: str) -> dict[str, np.ndarray] | None:

@@ -14,16 +14,23 @@ from retain.report.page import save
 
 
 def write_files(
-    cells: Sequence[Mapping[str, Any]], out: Path, *, reference: str, level: float, missing: int = 0
+    cells: Sequence[Mapping[str, Any]],
+    out: Path,
+    *,
+    reference: str,
+    level: float,
+    spread: str = "pooled",
+    missing: int = 0,
 ) -> dict[str, Any]:
     """Write comparison.json, .csv, .md and .html into `out`; returns what the JSON holds.
 
-    missing: how many cells of the comparison are not among `cells`.
+    level and spread: see `differences`. missing: how many cells of the comparison are not among `cells`.
     """
-    compared = differences(cells, reference, level)
+    compared = differences(cells, reference, level, spread)
     summary = {
         "reference": reference,
         "level": level,
+        "spread": spread,
         "cells": [cell["label"] for cell in cells],
         "missing": missing,
         "rows": method_rows(cells),

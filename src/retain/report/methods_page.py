@@ -22,10 +22,15 @@ FOREST = (
     "the method from the reference."
 )
 METHOD = (
-    "Paired: the same seed, task order and test items under both methods. Intervals come from resampling test items "
-    "within each task and seeds, the seeds' part widened to Student's distribution; each is for one comparison. "
-    "p-values are two-sided and, within a measure, corrected by Holm for the number of methods compared."
+    "Paired: the same seed, task order and test items under both methods. Intervals come from resampling the test "
+    "items of each task and drawing seeds anew; each is for one comparison. p-values are two-sided and, within a "
+    "measure, corrected by Holm for the number of methods compared."
 )
+SPREAD = {
+    "pooled": " How much a difference varies over seeds is told by all methods together, or by its own seeds where "
+    "these vary more.",
+    "own": " How much a difference varies over seeds is told by its own seeds alone.",
+}
 
 
 def comparison_page(summary: Mapping[str, Any], cells: Sequence[Entry]) -> str:
@@ -36,7 +41,8 @@ def comparison_page(summary: Mapping[str, Any], cells: Sequence[Entry]) -> str:
         tag("h1", "Which method keeps what it learned"),
         tag("p", _facts(summary, cells), class_="meta"),
         tag("p", summary["caveat"], class_="warning") if summary["caveat"] else None,
-        _section(f"Against {reference}", FOREST, _forest(entries), _sentences(entries), tag("p", METHOD, class_="lead"))
+        _section(f"Against {reference}", FOREST, _forest(entries), _sentences(entries),
+                 tag("p", METHOD + SPREAD[summary["spread"]], class_="lead"))
         if entries
         else None,
         _section("Scores", "Means and standard deviations over runs.", _table(rows, SCORES, shown_score, True)),
