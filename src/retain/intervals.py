@@ -44,7 +44,7 @@ def paired_interval(
     task, then a new set of seeds, normal with the variance σ² of the seeds' means d̄_seed, known with f = S - 1 degrees
     of freedom. That is the bootstrap of crossed factors (Owen 2007, arXiv 0712.1111) with its seeds drawn
     parametrically, for few values drawn again spread too little: with three, an interval of 95 % would hold the truth
-    8 times of 10. The noise of single items under single seeds is in both parts: intervals are a little too wide.
+    7 times of 10. The noise of single items under single seeds is in both parts: intervals are a little too wide.
 
     pooled: σ² and f from all methods compared (`pooled_variance`); σ² is then the larger one of this and its own.
     One seed: only items are drawn. Tasks of one item (a score a seed) have no part of items. The ends are quantiles of
