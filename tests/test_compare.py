@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from retain.cells import cell_path, finished_cells, read_cell
 from retain.cli import app
-from retain.compare import local, run_all, run_cell
+from retain.compare import drop_changed, local, run_all, run_cell
 from retain.comparison import load_comparison
+from retain.run import run
 from retain.types import InputError
 
 EVERY = ["none", "fixed", "er", "ewc", "agem", "der++", "mssr", "joint"]
@@ -125,6 +126,24 @@ def test_a_changed_cell_is_refused_and_run_again_on_request(tmp_path):
     ran = []
     run_all(changed, rerun=True, engine=lambda commands, *_: ran.extend(label for label, _ in commands) or iter([]))
     assert ran == ["none.seed1"] and not cell_path(changed, "none.seed1").exists()
+
+
+def test_a_run_begun_with_other_settings_makes_room_on_request(tmp_path):
+    file = write(tmp_path, strategies=["none"])
+    comparison = load_comparison(file)
+    folder = comparison.out / "runs" / "none.seed1"
+    run(comparison.cells[0].config, comparison.base, folder)
+    drop_changed(comparison)
+    assert folder.exists()
+    drop_changed(load_comparison(file, ["run.training.learning_rate=0.02"]))
+    assert not folder.exists()
+
+
+def test_every_row_gets_its_first_seed_before_any_gets_its_second(tmp_path):
+    comparison = load_comparison(write(tmp_path, seeds=[5, 1]))
+    ran = []
+    run_all(comparison, engine=lambda commands, *_: ran.extend(label for label, _ in commands) or iter([]))
+    assert ran == ["none.seed5", "mssr.seed5", "none.seed1", "mssr.seed1"]
 
 
 def test_changed_data_are_refused(tmp_path):

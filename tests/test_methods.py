@@ -61,6 +61,16 @@ def test_the_gap_uses_seeds_that_all_three_have():
     assert gap_closed(some, own) == pytest.approx((value - low) / (high - low))
 
 
+def test_the_gap_of_a_setting_is_between_runs_with_that_setting():
+    made = []
+    for rate, shift in ((0.1, 0.0), (0.2, 0.1)):
+        for each in cells(rows={row: ACCURACY[row] + shift for row in ("none", "mssr", "joint")}):
+            each = {**each, "row": f"{each['row']} {rate}", "settings": {"rate": rate}}
+            made.append(each)
+    rows = {row["row"]: row["scores"]["gap_closed"]["mean"] for row in method_rows(made)}
+    assert rows["none 0.1"] == rows["none 0.2"] == 0.0 and rows["joint 0.1"] == rows["joint 0.2"] == 1.0
+
+
 def test_differences_are_paired_and_say_what_they_know():
     found = accuracies(differences(cells(), "fixed", 0.95))
     assert set(found) == {"none", "er", "mssr", "joint"}

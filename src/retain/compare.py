@@ -15,6 +15,8 @@ from typing import Any
 
 from retain.cells import cell_changes, cell_path, collect_cell, data_changes, finished_cells, read_cell, write_cell
 from retain.comparison import Cell, Comparison, load_data
+from retain.config import diff_config, load_config
+from retain.relocation import relocate
 from retain.run import run
 from retain.rundir import RunDir
 from retain.sharing import SharedRows, base_row_key, first_stage_key
@@ -78,6 +80,7 @@ def run_all(
     done = finished_cells(comparison)
     check_data(comparison, done)
     left = [cell for cell in comparison.cells if cell.label not in done]
+    left.sort(key=lambda cell: comparison.file.seeds.index(cell.seed))  # if time runs out, every row has a seed
     log.info("%s: %d cells, %d finished, %d to run", comparison.path, len(comparison.cells), len(done), len(left))
     keep = ["--keep-runs"] if keep_runs else []
     call = [sys.executable, "-m", "retain", "compare", str(comparison.path.absolute()), *options, *keep, "--cell"]
@@ -129,13 +132,19 @@ def check_data(comparison: Comparison, done: Mapping[str, Any]) -> None:
 
 
 def drop_changed(comparison: Comparison) -> None:
-    """Remove the JSON and the run of each cell that was run with other settings."""
+    """Remove the JSON and the run of each cell that was run, or begun, with other settings."""
     for cell in comparison.cells:
-        path = cell_path(comparison, cell.label)
-        if path.is_file() and cell_changes(cell, read_cell(path)):
+        path, folder = cell_path(comparison, cell.label), comparison.out / "runs" / cell.label
+        begun = folder / "config.yaml"
+        if path.is_file():
+            changed = bool(cell_changes(cell, read_cell(path)))
+        else:
+            own = relocate(cell.config, comparison.base, folder)
+            changed = begun.is_file() and bool(diff_config(load_config(begun), own))
+        if changed:
             log.info("%s: run with other settings; it is run again", cell.label)
-            path.unlink()
-            shutil.rmtree(comparison.out / "runs" / cell.label, ignore_errors=True)
+            path.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _adopted(folder: Path) -> bool:

@@ -83,9 +83,10 @@ def method_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 def gap_closed(cells: Sequence[Cell], own: Sequence[Cell]) -> float | None:
     """(ACC - ACC of none) / (ACC of joint - ACC of none), means over the seeds and orders that all three have.
 
-    None without such runs, and where joint is not above none.
+    Of several rows of none or joint it is the first one whose settings are the row's own. None without such runs, and
+    where joint is not above none.
     """
-    bounds = [_accuracies([cell for cell in cells if cell["strategy"] == name]) for name in ("none", "joint")]
+    bounds = [_accuracies(_bound(cells, own[0]["settings"], name)) for name in ("none", "joint")]
     mine = _accuracies(own)
     common = mine.keys() & bounds[0].keys() & bounds[1].keys()
     if not common:
@@ -194,6 +195,15 @@ def _interval(entry: Mapping[str, Any]) -> str:
 def _accuracies(cells: Sequence[Cell]) -> dict[tuple[int, int], float]:
     metrics = {(cell["seed"], cell["order"]): cell["results"]["metrics"].get("ACC") for cell in cells}
     return {one: value for one, value in metrics.items() if value is not None}
+
+
+def _bound(cells: Sequence[Cell], settings: Mapping[str, Any], strategy: str) -> list[Cell]:
+    alike = [
+        cell
+        for cell in cells
+        if cell["strategy"] == strategy and all(settings.get(key) == value for key, value in cell["settings"].items())
+    ]
+    return [cell for cell in alike if cell["row"] == alike[0]["row"]]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
