@@ -19,7 +19,7 @@ from retain import cli
 from retain.types import GateError, InputError
 
 COMMANDS = [
-    *("run", "quickstart", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
+    *("run", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
     *("calibrate", "fit", "tasks", "models"),
 ]
 TRACE = {

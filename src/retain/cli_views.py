@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.cache import cache_folder
+from retain.comparison import Comparison
 from retain.config import Config
+from retain.presets import preset_of
 from retain.types import Sample, Task
 
 MAX_EVENTS_SHOWN = 12
@@ -69,6 +71,30 @@ def calendar(plan: dict[str, Any]) -> RenderableType:
     notes.append(Text(f"strategy: auto {verb} {choice['strategy']}: {choice['why']}"))
     for task, why in choice["unsuited"].items():
         notes.append(Text(f"rehearsal by synthesis does not suit {task}: {why}"))
+    return Group(table, *notes)
+
+
+def comparison_plan(comparison: Comparison) -> RenderableType:
+    """The cells of a comparison and what each would replay; those that are finished have a mark."""
+    from retain.cells import cell_path
+    from retain.comparison import load_data, plan_cell
+
+    table = _table("cell", "strategy", "steps", "new samples", "replayed", "finished")
+    data, projected = load_data(comparison), False
+    for cell in comparison.cells:
+        plan = plan_cell(cell, data[cell.label])
+        projected |= plan["projected"]
+        replayed = f"{'~' if plan['projected'] else ''}{plan['replayed']:,}"
+        done = "yes" if cell_path(comparison, cell.label).is_file() else ""
+        name = preset_of(cell.config.strategy).name
+        table.add_row(Text(cell.label), name, f"{plan['steps']:,}", f"{plan['new_samples']:,}", replayed, done)
+    left = sum(not cell_path(comparison, cell.label).is_file() for cell in comparison.cells)
+    notes = [Text(f"{len(comparison.cells)} cells, {left} to run; compared with {comparison.reference}")]
+    if comparison.file.match == "samples":
+        share = f"{comparison.file.budget:g} of a stage's new samples"
+        notes.append(Text(f"matched: where a method replays, it replays {share} (schedule.budget)"))
+    if projected:
+        notes.append(Text("~ at most: decided while training"))
     return Group(table, *notes)
 
 

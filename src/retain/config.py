@@ -59,6 +59,7 @@ class Config(Section):
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42
     data_seed: Seed = 42
+    hold_out: bool = False
     keep_data: bool = True
     output: Text = "runs/my-run"
 
@@ -67,7 +68,7 @@ class Config(Section):
         """Whether something needs validation samples that a task may not bring itself."""
         chosen = presets.preset_of(self.strategy)
         adaptive = chosen.source is not None and self.curriculum.kind == "adaptive"
-        return adaptive or self.scores_past_tasks or self.training.patience is not None
+        return adaptive or self.scores_past_tasks or self.training.patience is not None or self.hold_out
 
     @property
     def scores_past_tasks(self) -> bool:
@@ -99,11 +100,17 @@ def validate(model: type[SectionType], values: dict[str, Any], source: str) -> S
 def load_config(path: str | Path, overrides: list[str] | None = None, *, need_tasks: bool = True) -> Config:
     """Read a YAML file, lay `key=value` overrides over it and the strategy's defaults under it."""
     values, lines = read_yaml(path)
+    values = lay_over(values, lines, overrides or [])
+    return make_config(values, str(path), lines, need_tasks=need_tasks)
+
+
+def lay_over(values: dict[str, Any], lines: Lines, overrides: list[str]) -> dict[str, Any]:
+    """Plain values with short forms in full and `key=value` overrides over them; `values` and `lines` change."""
     values = _spell_out(values)
-    for override in overrides or []:
+    for override in overrides:
         apply_override(values, lines, override)
         values = _spell_out(values)
-    return make_config(values, str(path), lines, need_tasks=need_tasks)
+    return values
 
 
 def make_config(values: dict[str, Any], source: str, lines: Lines | None = None, *, need_tasks: bool = True) -> Config:

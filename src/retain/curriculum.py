@@ -15,7 +15,7 @@ import numpy as np
 from retain.memory import random
 from retain.memory.draw import gumbel_top_k
 from retain.memory.dynamics import confidence_priority
-from retain.schedules import every_steps, replay_for, round_amount, step_cap
+from retain.schedules import every_steps, matched_amounts, replay_for, round_amount, step_cap
 from retain.sections import CurriculumConfig
 from retain.types import InputError
 
@@ -116,6 +116,8 @@ class Curriculum:
         self._lowered = 0.0
         self._exact = 0.0  # samples the steps so far called for, not rounded
         self._given = [0] * len(self._tasks)
+        self._matched: list[int] | None = None
+        self._left: int | None = None
         self._best_new: float | None = None
         self._first_old: float | None = None
 
@@ -151,9 +153,26 @@ class Curriculum:
 
         The cap of `max_mix` is the same in a partial step; what is above it is dropped.
         """
+        if self._matched is not None:
+            return min(self._matched[step - 1], self._cap)
         before = self._exact
         self._exact += replay_for(new, self.ratio(step))
-        return min(round_amount(self._exact) - round_amount(before), self._cap)
+        amount = min(round_amount(self._exact) - round_amount(before), self._cap)
+        if self._left is not None:
+            amount = min(amount, self._left)
+            self._left -= amount
+        return amount
+
+    def match(self, new_per_step: Sequence[int], total: int) -> None:
+        """Spread `total` samples over the stage in proportion to α(t) from now on (MATH 3), whatever α's level.
+
+        `adaptive`, whose α is not known ahead, replays as it would and stops at `total`.
+        """
+        if self.config.kind == "adaptive":
+            self._left = total
+        else:
+            exact = [replay_for(new, self.ratio(step)) for step, new in enumerate(new_per_step, start=1)]
+            self._matched = matched_amounts(exact, total)
 
     def split_amount(self, amount: int) -> dict[str, int]:
         """How many of a step's samples come from each past task, by `split`.
@@ -204,6 +223,7 @@ class Curriculum:
             "given": list(self._given),
             "best_new": self._best_new,
             "first_old": self._first_old,
+            "left": self._left,
             "history": [dict(entry) for entry in self.history],
         }
 
@@ -213,7 +233,7 @@ class Curriculum:
         curriculum = cls(*arguments)
         curriculum.history = [dict(entry) for entry in state["history"]]
         curriculum._given = list(state["given"])
-        for name in ("adapted", "lowered", "exact", "best_new", "first_old"):
+        for name in ("adapted", "lowered", "exact", "best_new", "first_old", "left"):
             setattr(curriculum, f"_{name}", state[name])
         return curriculum
 

@@ -20,6 +20,6 @@ def quickstart(out: Path | None = None) -> Path:
     for strategy in STRATEGIES:
         log.info("— %s —", strategy)
         config = load_config(CONFIG, [f"strategy={strategy}"])
-        run(config, CONFIG.parent, out / strategy, base_row=out / STRATEGIES[0] / "stages" / "00-base")
+        run(config, CONFIG.parent, out / strategy, start=[out / STRATEGIES[0] / "stages" / "00-base"])
     write_comparison([out / strategy for strategy in STRATEGIES], out / "comparison.html")
     return out

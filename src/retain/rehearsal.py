@@ -11,7 +11,7 @@ from retain.buffer import Buffer, balanced_shares
 from retain.config import Config
 from retain.curriculum import Curriculum, draw_samples, mixed_loss_weights
 from retain.plans import Event, StagePlan
-from retain.schedules import due_amounts, round_amount
+from retain.schedules import budget_of, due_amounts, round_amount
 from retain.types import Sample
 
 SMALLEST_ADAPTIVE = 100
@@ -97,7 +97,11 @@ def stage_curriculum(
         section = section.model_copy(
             update={"kind": "constant", "initial": total / (total + new), "split": "size", "max_mix": 0.99}
         )
-    return Curriculum(section, plan.steps, config.training.batch_size, index, similarities, sizes)
+    curriculum = Curriculum(section, plan.steps, config.training.batch_size, index, similarities, sizes)
+    budget = budget_of(config.schedule, int(plan.new_per_step.sum()))
+    if budget is not None:
+        curriculum.match(plan.new_per_step.tolist(), budget)
+    return curriculum
 
 
 class CurriculumReplayer:

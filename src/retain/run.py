@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,18 @@ from retain.types import InputError, Task
 log = logging.getLogger("retain")
 
 
-def run(config: Config, base: Path, out: Path | None = None, base_row: Path | None = None) -> Path:
+def run(
+    config: Config,
+    base: Path,
+    out: Path | None = None,
+    start: Sequence[Path] = (),
+    trained: Callable[[RunDir], None] = lambda run_dir: None,
+) -> Path:
     """Train and score all tasks of a configuration; returns the run's directory. Resumes what is there.
 
     base: the folder that relative paths in `config` are relative to. out: overrides `config.output`.
-    base_row: the scores of the untouched model from another run with the same model and tasks.
+    start: the first rows of another run, where these are the same; they are not computed again.
+    trained: called after each stage.
     """
     out = base / config.output if out is None else out
     by_rule = preset_of(config.strategy).name == AUTO
@@ -39,8 +45,8 @@ def run(config: Config, base: Path, out: Path | None = None, base_row: Path | No
     learner = Learner.of(config, base, out, tasks)
     if by_rule:
         learner.dir.log("choice", strategy=choice.strategy, why=choice.why, unsuited=choice.unsuited)
-    if base_row and base_row.is_dir() and not learner.dir.rows() and not config.written_seed:
-        shutil.copytree(base_row, learner.dir.stages / base_row.name)
+    if not learner.dir.rows() and not config.written_seed:
+        learner.dir.adopt(row for row in start if row.is_dir())
     stages = [task for task in tasks if task.is_stage]
     stages = [joined(stages)] if preset_of(config.strategy).joint else stages
     done = [row.name for row in learner.dir.rows()[1:]]
@@ -49,6 +55,7 @@ def run(config: Config, base: Path, out: Path | None = None, base_row: Path | No
         learner.dir.log("resume", skipped=done)
     for task in stages:
         learner.train(task)
+        trained(learner.dir)
     learner.evaluate()
     learner.dir.log("end", seconds=time.perf_counter() - learner.started)
     learner.report()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,6 +109,15 @@ class RunDir:
         scratch.mkdir(parents=True)
         yield scratch
         os.replace(scratch, self.stages / f"{row:02d}-{name}")
+        self.settle_buffer()
+
+    def adopt(self, rows: Iterable[Path]) -> None:
+        """Take over finished rows of another run, in their order, and the buffer that lies in the last one."""
+        for row in rows:
+            scratch = self.stages / f".{row.name}"
+            shutil.copytree(row, scratch)
+            os.replace(scratch, self.stages / row.name)
+            self.log("adopted", row=row.name)
         self.settle_buffer()
 
     def settle_buffer(self) -> None:

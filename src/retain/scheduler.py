@@ -125,6 +125,7 @@ class Replayer:
         self._least_gap = 0.0 if isinstance(self.trigger, UpdateClock) else plan.interval
         self._planned = {} if self._online else {event.step: event for event in plan.events}
         self._cap = schedules.step_cap(config.training.batch_size, config.schedule.max_mix)
+        self._budget = schedules.budget_of(config.schedule, int(plan.new_per_step.sum()))
         self._theta = config.memory.theta
         self._stale_after = config.memory.staleness_cap * plan.epoch_steps
         self._queue: deque[str] = deque()
@@ -169,6 +170,8 @@ class Replayer:
         self._exact += schedules.replay_for(int(self._plan.new_per_step[since:step].sum()), ratio)
         amount = schedules.round_amount(self._exact) - schedules.round_amount(before)
         room = self._cap * (self._plan.steps - step + 1) - len(self._queue)
+        if self._budget is not None:
+            room = min(room, self._budget - sum(event.replayed for event in self.events))
         return Event(step, ratio, min(amount, room))
 
     def _fire(self, event: Event, new: Sequence[Sample]) -> None:
@@ -284,9 +287,13 @@ def _events(config: Config, plan: StagePlan, first_step: int, fired: list[int]) 
         schedules.replay_for(int(seen[last] - seen[first]), ratio)
         for (first, last), ratio in zip(_answers_for(schedule.volume, plan, fired), ratios, strict=True)
     ]
-    amounts = schedules.rounded_amounts(exact)
-    due = [_due(schedule.volume, plan, step, amount) for step, amount in zip(fired, amounts, strict=True)]
     cap = schedules.step_cap(config.training.batch_size, schedule.max_mix)
+    budget = schedules.budget_of(schedule, int(seen[-1]))
+    if budget is None:
+        amounts = schedules.rounded_amounts(exact)
+    else:
+        amounts = schedules.brought_forward(schedules.matched_amounts(exact, budget), fired, plan.steps, cap)
+    due = [_due(schedule.volume, plan, step, amount) for step, amount in zip(fired, amounts, strict=True)]
     carried = iter(schedules.carry((part for parts in due for part in parts), plan.steps, cap))
     replayed = [sum(next(carried) for _ in parts) for parts in due]
     return [Event(*event) for event in zip(fired, ratios, replayed, strict=True)]

@@ -134,6 +134,36 @@ def rounded_amounts(exact: Iterable[float]) -> list[int]:
     return _increments(round_amount(total) for total in accumulate(exact))
 
 
+def budget_of(schedule: ScheduleConfig, new_samples: int) -> int | None:
+    """R: the samples a stage of `new_samples` may replay under `schedule.budget`; None where the schedule decides."""
+    return None if schedule.budget is None else round_amount(schedule.budget * new_samples)
+
+
+def matched_amounts(exact: Sequence[float], total: int) -> list[int]:
+    """`total` in proportion to `exact` by largest remainders, equal remainders evenly spread (MATH 3); 0 of 0."""
+    if not sum(exact) > 0.0:
+        return [0] * len(exact)
+    shares = np.array(exact) * (total / math.fsum(exact))
+    amounts = np.floor(shares + 1e-9).astype(np.int64)
+    remainders, left = np.round(shares - amounts, 9), total - int(amounts.sum())
+    if left:
+        edge = np.sort(remainders)[-left]
+        amounts += remainders > edge
+        tied = np.flatnonzero(remainders == edge)
+        amounts[tied] += due_amounts(total - int(amounts.sum()), len(tied))
+    return amounts.tolist()
+
+
+def brought_forward(amounts: Sequence[int], fired: Sequence[int], steps: int, cap: int) -> list[int]:
+    """The amounts of events at steps `fired` with what the steps left cannot carry moved to the event before."""
+    over, moved = 0, []
+    for step, amount in zip(reversed(fired), reversed(amounts), strict=True):
+        room = cap * (steps - step + 1) - sum(moved)
+        moved.append(min(amount + over, room))
+        over += amount - moved[-1]
+    return moved[::-1]
+
+
 def due_amounts(amount: int, steps: int) -> list[int]:
     """⌊n·i/K + ½⌋ - ⌊n·(i - 1)/K + ½⌋, i = 1…K: what of an epoch's n samples falls due at each of K steps."""
     return _increments(round_amount(amount * i / steps) for i in range(1, steps + 1))

@@ -112,6 +112,7 @@ class ScheduleConfig(Section):
     max_mix: Annotated[float, Field(ge=0, lt=1)] = 0.5
     clock: Literal["stage", "global", "updates"] = "stage"
     replay_weight: NonNegative = 1.0
+    budget: Positive | None = None
 
 
 class TriggerConfig(Section):

@@ -1,0 +1,1 @@
+"""Where retain meets other software. Each module imports its package only when it is used."""
