@@ -101,6 +101,8 @@ def body(found: dict[str, Any]) -> Markup:
         tag("p", found["run"], class_="meta"),
         tag("p", sentence(found), class_="headline"),
         tag("p", note, class_="warning") if note else None,
+        tag("h2", "How to read it"),
+        tag("p", LEAD, class_="lead"),
         sections,
     )
 
@@ -116,7 +118,6 @@ def _section(name: str, group: dict[str, Any]) -> Markup:
         tag("h2", title),
         tag("p", lead, count, class_="lead"),
         tag("div", [tag("div", one) for one in figures], class_="runs"),
-        tag("p", LEAD, class_="lead"),
         _measures(group["measures"]),
         tag("h3", "Which samples, and when"),
         _by_task(group["by_task"]),
