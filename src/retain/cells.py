@@ -17,7 +17,7 @@ from retain.types import InputError
 
 FORMAT = 1
 REQUIRED = ("label", "row", "seed", "order", "config", "data", "results", "items")
-LEFT_BEHIND = ("scores.json", "predictions.jsonl", "memory_trace.parquet")  # what a stage's folder holds for people
+LEFT_BEHIND = ("scores.json", "predictions.jsonl", "memory_trace.parquet", "memory_reviews.parquet")  # what a stage's folder holds for people
 DIGITS = 6
 
 
