@@ -13,11 +13,12 @@ from retain.config import Config, diff_config, make_config
 from retain.presets import preset_of
 from retain.rundir import RunDir, write_text
 from retain.store import read_lines
+from retain.trace import REVIEW_LOG, TRACE
 from retain.types import InputError
 
 FORMAT = 1
 REQUIRED = ("label", "row", "seed", "order", "config", "data", "results", "items")
-LEFT_BEHIND = ("scores.json", "predictions.jsonl", "memory_trace.parquet", "memory_reviews.parquet")  # what a stage's folder holds for people
+LEFT_BEHIND = ("scores.json", "predictions.jsonl", TRACE, REVIEW_LOG)  # what a stage's folder holds for people
 DIGITS = 6
 
 
