@@ -10,7 +10,7 @@ from retain.config import Config
 from retain.evaluate import evaluate_task
 from retain.losses import sample_losses
 from retain.model import LanguageModel
-from retain.rehearsal import CurriculumReplayer
+from retain.rehearsal import CurriculumReplayer, curriculum_pools
 from retain.scheduler import Replayer
 from retain.schedules import every_steps
 from retain.trainer import Stage
@@ -36,12 +36,14 @@ class Checks:
         self.lm, self.config, self.tasks, self.stage, self.log = lm, config, tasks, stage, log
         self.costs: Counter[str] = Counter()
         self._best, self._worse = float("inf"), 0
-        adaptive = isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive" and len(buffer)
-        self._curriculum = replayer.curriculum if adaptive else None
-        if self._curriculum:
-            names = balanced_choice(list(buffer.samples.values()), PROBE, config.seed)
-            self._past = [buffer.samples[name] for name in names]
-            self._adapt(0)
+        self._curriculum = None
+        if isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive":
+            drawn = {name for pool in curriculum_pools(config, buffer).values() for name in pool}
+            past = [sample for name, sample in buffer.samples.items() if name in drawn]
+            self._past = [buffer.samples[name] for name in balanced_choice(past, PROBE, config.seed)]
+            if self._past:
+                self._curriculum = replayer.curriculum
+                self._adapt(0)
 
     def __call__(self, step: int) -> bool:
         """After local `step`: True if the validation loss has not improved `patience` times in a row."""
