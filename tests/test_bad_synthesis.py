@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +16,7 @@ from tiny import save_tiny_model, tiny_values, write_tasks
 
 import retain.synthesis.writer
 from retain import Learner
+from retain.cards import read_cards, write_cards
 from retain.cli import main
 from retain.config import make_config
 from retain.generation import Generated
@@ -144,6 +146,103 @@ def test_labels_in_the_prompt_of_a_task_without_any_are_a_warning(tmp_path, capl
     assert "free: no label set, so synthesis.class_conditioned does nothing" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("synthesis", {"prompt": "{desc}\nInput:"}, r"unknown placeholder \{desc\}; allowed are \{description\} and"),
+        ("synthesis", {"prompt": "Write one:"}, "'Write one:' does not say which task; add"),
+        ("buffer", {"seed": {}}, "buffer.seed.synthesize: nothing to rehearse; name a file under train, or"),
+        ("buffer", {"seed": {"synthesize": None, "test": "a.jsonl"}}, "nothing to rehearse"),
+    ],
+)
+def test_mistakes_in_the_sections(section, values, message):
+    with pytest.raises(InputError, match=message):
+        make_config({"strategy": "ssr", section: values}, "test", need_tasks=False)
+
+
+@pytest.mark.parametrize("method", ["in-context", "pairs"])
+def test_a_method_that_shows_samples_needs_some(method, tmp_path, capsys, monkeypatch):
+    assert exit_code(tmp_path, values_of(tmp_path, synthesis={"method": method}), monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert f"{method} shows real samples in its prompt, and synthesis.demonstrations is 0; say how many" in message
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("method", ["two-stage", "in-context"])
+def test_a_prompt_that_leaves_no_room_is_said_before_training(method, tmp_path):
+    values = values_of(tmp_path, tasks=1, synthesis={"method": method, "demonstrations": 2})
+    values["training"]["max_length"] = 64
+    with pytest.raises(InputError, match=r"task color: the prompt .* \d+ tokens, and training.max_length 64 leaves"):
+        run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    assert not journal(tmp_path / "run", "step")
+
+
+CARD = {"name": "color", "description": "", "size": 8, "stage": 1, "choices": ["red"], "prompts": [], "min_words": 3,
+        "frame": {"prefix": "", "suffix": "", "chat": False, "system": ""}, "usual": [], "shares": {"red": 1},
+        "center": [0, 1.5], "perplexity": None, "perplexity_limit": 3.5}  # fmt: skip
+
+
+def test_a_card_reads_back_as_it_was_written(tmp_path):
+    (tmp_path / "tasks.json").write_text(json.dumps([CARD]))
+    [card] = read_cards(tmp_path)
+    write_cards(tmp_path, [card])
+    assert json.loads((tmp_path / "tasks.json").read_text()) == [CARD]
+    assert (card.size, card.labels, card.reference.center.tolist()) == (8, ("red",), [0.0, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "Invalid JSON"),
+        ("null", "valid array"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (json.dumps([CARD | {"size": "many"}]), r"0\.size: .*valid integer"),
+        (json.dumps([CARD | {"choices": [1]}]), r"0\.choices\.0: .*valid string"),
+        (json.dumps([CARD | {"center": [[1.0]]}]), r"0\.center\.0: .*valid number"),
+        (json.dumps([{key: value for key, value in CARD.items() if key != "usual"}]), r"0\.usual: Field required"),
+        (None, "is missing"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_damaged_cards_are_one_clear_message(text, message, tmp_path):
+    path = tmp_path / "tasks.json"
+    if text == "folder":
+        path.mkdir()
+    elif text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"tasks.json: .*{message}.*; restore it|tasks.json: {message}; restore it"):
+        read_cards(tmp_path)
+
+
+def test_a_damaged_run_is_not_gone_on_with(tmp_path):
+    values = values_of(tmp_path, synthesis={"method": "in-context", "demonstrations": 1})
+    one = make_config({**values, "tasks": values["tasks"][:1]}, "test")
+    out = run(one, tmp_path, tmp_path / "run")
+    both, folder = make_config(values, "test"), out / "stages" / "01-color"
+    cards = (folder / "tasks.json").read_text()
+    (folder / "tasks.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tasks.json: says nothing of task color; restore it"):
+        run(both, tmp_path, out)
+    (folder / "tasks.json").write_text(cards)
+    (folder / "demonstrations.jsonl").write_text('{"input": "a", "answer": "b"}\n')
+    with pytest.raises(InputError, match=r'demonstrations.jsonl: .*line 1: no text under "task"'):
+        run(both, tmp_path, out)
+    (folder / "demonstrations.jsonl").write_text('{"task": "color", "input": "a", "answer": "b"}\n')
+    for path, message in (
+        (folder / "adapter" / "adapter_model.safetensors", "adapter: its weights are broken"),
+        (folder / "scores.json", "scores.json: is not what a run wrote"),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(b"[]")
+        with pytest.raises(InputError, match=message):
+            run(both, tmp_path, out)
+        path.write_bytes(content)
+    shutil.rmtree(out / "buffer")
+    with pytest.raises(InputError, match=r"samples\.parquet: is missing; the buffer needs it"):
+        run(both, tmp_path, out)
+    assert len(journal(out, "stage_end")) == 1
+
+
 # ---- what the model writes --------------------------------------------------------------------------------
 
 
@@ -216,6 +315,32 @@ def test_hostile_answers_of_free_text_too(tmp_path, monkeypatch):
     values = values_of(tmp_path, filters={"heuristics": False, "perplexity": None, "consistency": None})
     values["tasks"] = [free_text(tmp_path)]
     assert results(run(make_config(values, "test"), tmp_path, tmp_path / "run"))["finished"]
+
+
+def test_the_tokens_of_votes_count(tmp_path, monkeypatch):
+    writes(monkeypatch, ["a harmless text of some words"])
+    stub, tokens = retain.synthesis.writer.sample, []
+
+    def counted(*arguments, **options):
+        found = stub(*arguments, **options)
+        tokens.append(sum(text.tokens for text in found))
+        return found
+
+    monkeypatch.setattr(retain.synthesis.writer, "sample", counted)
+    off = {"heuristics": False, "perplexity": None, "consistency": None, "diversity": None}
+    values = values_of(tmp_path, filters={**off, "self_consistency": 0.0, "votes": 3})
+    values["tasks"] = [free_text(tmp_path)]
+    out = run(make_config(values, "test"), tmp_path, tmp_path / "run")
+    assert journal(out, "synthesis")[0]["generated_tokens"] == sum(tokens) and len(tokens) == 5
+
+
+@pytest.mark.parametrize(("strategy", "lowered"), [("ssr", True), ("mssr + ssr", False)])
+def test_a_warning_of_drift_says_what_is_done(strategy, lowered, tmp_path, monkeypatch, caplog):
+    writes(monkeypatch, [f"a harmless text that talks of number {k}" for k in range(7)])
+    off = {"perplexity": None, "consistency": None, "diversity": None}
+    run_on(tmp_path, tasks=1, strategy=strategy, filters=off, monitor={"perplexity_ratio": 1.0e-6})
+    assert "color: the generator drifts: perplexity" in caplog.text
+    assert ("the synthetic share is lowered by 0.1" in caplog.text) == lowered
 
 
 def test_scores_of_absurd_texts_are_finite_or_drop_the_text(tmp_path, monkeypatch):

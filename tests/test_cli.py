@@ -370,6 +370,9 @@ def test_report_goes_where_it_is_asked_to(command, tmp_path, monkeypatch):
     command("report", run, "--out", tmp_path / "new" / "page.html")
     assert (tmp_path / "new" / "page.html").read_text() == "<p>page</p>"
     assert str(tmp_path / "report.html") in command("report", run, "--out", tmp_path)[1]
+    assert command("report", run, "--out", run / "report.html")[0] == 0, "where it is already"
+    code, _, err = command("report", run, "--out", run / "journal.jsonl" / "page.html")
+    assert code == 2 and "page.html cannot be written: " in err
 
 
 def test_the_page_lists_every_command_and_its_trace_runs(command, tmp_path):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from retain.buffer import Buffer
+from retain.checks import Checks
 from retain.config import make_config
 from retain.rehearsal import CurriculumReplayer, pool, samples_asked, stage_curriculum
 from retain.scheduler import plan_run
-from retain.types import Sample
+from retain.trainer import Stage
+from retain.types import Sample, Task
 
 STAGES = [("a", 40), ("b", 40), ("c", 30)]
 
@@ -31,6 +33,20 @@ def replayer(settings, stage, tasks, due=()):
     buffer = filled(settings, tasks)
     curriculum = stage_curriculum(settings, plan, stage - 1, buffer.tasks)
     return plan, CurriculumReplayer(plan, settings, stage, buffer, curriculum, due)
+
+
+def test_an_adaptive_curriculum_looks_at_synthetic_samples_alone(monkeypatch):
+    """The real ones that `hybrid` keeps are no synthetic loss, and the general data of a seed are."""
+    settings = config(storage={"mode": "hybrid"}, curriculum={"kind": "adaptive"}, buffer={"seed": "synthesize"})
+    buffer = filled(settings, ["a"], count=8)
+    for task in ("a", "seed"):
+        buffer.admit([Sample(f"{task}/real/{k}", task, "p", "a") for k in range(8)], 0, {}, 1)
+    plan = plan_run(settings, STAGES)[1]
+    dealer = CurriculumReplayer(plan, settings, 2, buffer, stage_curriculum(settings, plan, 1, buffer.tasks))
+    seen = []
+    monkeypatch.setattr(Checks, "_loss", lambda self, samples, cost: seen.append([s.id for s in samples]) or 1.0)
+    Checks(None, settings, [], Stage(2, Task("b"), plan, 0), buffer, dealer, lambda kind, **fields: None)
+    assert sorted(seen[1]) == sorted([*(f"a/{k}" for k in range(8)), *(f"seed/real/{k}" for k in range(8))])
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,10 @@ def test_the_first_stage_is_the_same_under_each_way_of_drawing(tmp_path):
         {"storage": {"mode": "on-demand"}},
         {"storage": {"mode": "cached", "cache_size": 3}},
         {"strategy": "lamol", "synthesis": {"samples": 0.5}},
+        {"strategy": "mssr", "buffer": {"seed": {"synthesize": {"samples": 4}}}},
+        {"buffer": {"seed": {"synthesize": {"samples": 4}}}, "synthesis": {"max_joint_tokens": 40}},
     ],
-    ids=["stored", "every", "on-demand", "cached", "lamol"],
+    ids=["stored", "every", "on-demand", "cached", "lamol", "a seed alone", "a seed too"],
 )
 def test_the_plan_tells_how_much_is_written(changes, tmp_path):
     out = run_case(tmp_path, "run", changes, tasks=3)

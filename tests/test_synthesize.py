@@ -189,6 +189,7 @@ def test_an_infinite_perplexity_is_null():
         ("a.gz", "its name must end"),
         ("folder.jsonl", r"folder\.jsonl is a directory; name a file in it"),
         ("there.jsonl", r"there\.jsonl is there already; .*--force"),
+        ("there.jsonl/a.jsonl", r"--out: .*a\.jsonl cannot be written: (File exists|Not a directory)"),
     ],
 )
 def test_wrong_files(ssr, tmp_path, command, name, message):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from retain.quality.filters import Embed, Reference
 from retain.quality.memorization import TrainingTexts
+from retain.sections import Section
 from retain.types import Frame, InputError, Sample, Task
 
 CARDS_FILE = "tasks.json"
@@ -73,24 +75,42 @@ class TaskCard:
             "perplexity_limit": self.perplexity_limit,
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TaskCard:
-        """What `to_dict` wrote."""
-        center = values["center"]
-        reference = Reference(
-            choices=tuple(values["choices"]),
-            prompts=tuple(values["prompts"]),
-            min_words=values["min_words"],
-            usual=frozenset(values["usual"]),
-            shares=dict(values["shares"]),
-            center=None if center is None else np.asarray(center, dtype=np.float64),
-        )
-        plain = {key: values[key] for key in ("name", "description", "size", "stage", "perplexity", "perplexity_limit")}
-        return cls(frame=Frame(**values["frame"]), reference=reference, **plain)
-
     def with_texts(self, training: TrainingTexts | None) -> TaskCard:
         """The card with the training texts that no written sample may copy; None forgets them, as it is kept."""
         return replace(self, reference=replace(self.reference, training=training))
+
+
+class _Kept(Section):
+    """What `TaskCard.to_dict` writes."""
+
+    name: str
+    description: str
+    frame: Frame
+    size: int
+    stage: int
+    choices: list[str]
+    prompts: list[str]
+    min_words: int
+    usual: list[str]
+    shares: dict[str, float]
+    center: list[float] | None
+    perplexity: float | None
+    perplexity_limit: float | None
+
+    def card(self) -> TaskCard:
+        reference = Reference(
+            choices=tuple(self.choices),
+            prompts=tuple(self.prompts),
+            min_words=self.min_words,
+            usual=frozenset(self.usual),
+            shares=self.shares,
+            center=None if self.center is None else np.asarray(self.center, dtype=np.float64),
+        )
+        plain = {name: getattr(self, name) for name in ("size", "stage", "perplexity", "perplexity_limit")}
+        return TaskCard(self.name, self.description, self.frame, reference, **plain)
+
+
+_CARDS = TypeAdapter(list[_Kept])
 
 
 def label_set(task: Task) -> tuple[str, ...]:
@@ -119,8 +139,15 @@ def read_cards(folder: Path) -> list[TaskCard]:
     """The cards that lie in a stage's folder; a broken file is an InputError."""
     path = folder / CARDS_FILE
     try:
-        return [TaskCard.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+        return [kept.card() for kept in _CARDS.validate_json(path.read_bytes())]
     except FileNotFoundError:
         raise InputError(f"{path}: is missing; restore it, or start anew with --out") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not what a run wrote ({error}); restore it, or start anew with --out") from None
+    except (OSError, ValidationError) as error:
+        why = _first_of(error) if isinstance(error, ValidationError) else error.strerror
+        raise InputError(f"{path}: is not what a run wrote ({why}); restore it, or start anew with --out") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]

@@ -11,7 +11,7 @@ from retain.config import Config
 from retain.evaluate import TaskScores, evaluate_task
 from retain.losses import sample_losses
 from retain.model import LanguageModel
-from retain.rehearsal import CurriculumReplayer
+from retain.rehearsal import CurriculumReplayer, curriculum_pools
 from retain.scheduler import Replayer
 from retain.schedules import every_steps
 from retain.trainer import Stage
@@ -39,11 +39,14 @@ class Checks:
         self.lm, self.config, self.tasks, self.stage, self.log = lm, config, tasks, stage, log
         self.costs: Counter[str] = Counter()
         self._best, self._worse = float("inf"), 0
-        adaptive = isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive" and len(buffer)
-        self._curriculum = replayer.curriculum if adaptive else None
         self._trigger, self._past = replayer.trigger, past
-        stored, size = list(buffer.samples.values()), PROBE if self._curriculum else config.trigger.probe
-        self._probe = [buffer.samples[name] for name in balanced_choice(stored, size, config.seed)]
+        adaptive = isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive"
+        stored = dict(buffer.samples)
+        if adaptive:
+            stored = {name: stored[name] for pool in curriculum_pools(config, buffer).values() for name in pool}
+        self._curriculum = replayer.curriculum if adaptive and stored else None
+        size = PROBE if adaptive else config.trigger.probe
+        self._probe = [stored[name] for name in balanced_choice(list(stored.values()), size, config.seed)]
         if self._curriculum:
             self._adapt(0)
         self._look(0)

@@ -251,8 +251,12 @@ def report(
     page = write_report(path)
     if out:
         target = Path(out) / page.name if Path(out).is_dir() else Path(out)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        page = Path(shutil.copyfile(page, target))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (target.exists() and target.samefile(page)):
+                page = Path(shutil.copyfile(page, target))
+        except OSError as error:
+            raise InputError(f"--out: {target} cannot be written: {error.strerror or error}") from None
     if (path / "results.json").exists():
         _show_results(_read_results(path))
     typer.echo(f"report: {page}")

@@ -43,12 +43,15 @@ def _to_write(config: Config, sizes: list[tuple[str, int]]) -> dict[str, int]:
     from retain.presets import preset_of
     from retain.rehearsal import asked_of_model
 
-    if not preset_of(config.strategy).source:
+    synthesis, seed = config.synthesis, config.written_seed
+    samples = asked_of_model(config, sizes) if preset_of(config.strategy).source else seed
+    if not samples:
         return {}
-    synthesis, samples = config.synthesis, asked_of_model(config, sizes)
-    two = synthesis.max_input_tokens + synthesis.max_output_tokens
-    longest = synthesis.max_joint_tokens if synthesis.method == "joint" else two
-    return {"synthetic_samples": samples, "generated_tokens_at_most": samples * synthesis.max_attempts * longest}
+    two, joint = synthesis.max_input_tokens + synthesis.max_output_tokens, synthesis.max_joint_tokens
+    votes = 0 if config.filters.self_consistency is None else config.filters.votes * synthesis.max_output_tokens
+    longest = (joint if synthesis.method == "joint" else two) + votes
+    tokens = (samples - seed) * longest + seed * max(two, joint)  # general text is one or the other, by the model
+    return {"synthetic_samples": samples, "generated_tokens_at_most": tokens * synthesis.max_attempts}
 
 
 def calendar(plan: dict[str, Any]) -> RenderableType:

@@ -31,7 +31,7 @@ from retain.reviews import require_approval
 from retain.rundir import RunDir, write_json
 from retain.scheduler import Replayer, plan_run
 from retain.sections import TaskConfig
-from retain.selfsynthesis import SelfSynthesis, check_descriptions
+from retain.selfsynthesis import SelfSynthesis, check_demonstrations, check_descriptions
 from retain.strategies import Context, build
 from retain.strategies.mir import MostInterfered
 from retain.synthesis.general import write_seed
@@ -73,6 +73,8 @@ class Learner:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
         check_installed(config.privacy)
         chosen = preset_of(config.strategy)
+        if chosen.source:
+            check_demonstrations(config)
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
@@ -128,6 +130,11 @@ class Learner:
         if isinstance(task, Task):
             splits = {k: IN_MEMORY for k in ("train", "validation", "test") if getattr(task, k)}
             loaded, spec = task, TaskConfig(name=task.name, description=task.description, **splits)
+            if task.is_stage and not task.validation and self.config.needs_validation:
+                raise InputError(
+                    f"task {task.name!r}: no validation samples, and training.patience or curriculum.kind: adaptive "
+                    "looks at them; add some"
+                )
         else:
             values = task.model_dump() if isinstance(task, TaskConfig) else task
             loaded, spec = self._load_rows(values) if isinstance(values, dict) else self._load_spec(values)
@@ -221,7 +228,9 @@ class Learner:
             return None
         check_descriptions(self.config, [task])
         past = self.stages[:-1]
-        return SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if past else None, self.dir.log, past)
+        synthesis = SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if past else None, self.dir.log, past)
+        synthesis.check_prompt(task)
+        return synthesis
 
     def _pool(self, stage: Stage) -> dict[str, int]:
         past = [(known.name, len(known.train)) for known in self.stages[: stage.number - 1]]
@@ -264,7 +273,7 @@ class Learner:
 
     def _buffer(self) -> Buffer:
         """The buffer as the last stage left it."""
-        if self.dir.buffer.is_dir():
+        if self.dir.buffer.is_dir() or self.dir.rows()[1:]:
             return Buffer.load(self.dir.buffer, self.config.buffer, self.config.memory, self.config.seed)
         buffer = Buffer(self.config.buffer, self.config.memory, self.config.seed)
         if self._seed and preset_of(self.config.strategy).keeps_buffer:

@@ -193,7 +193,12 @@ class LanguageModel:
         """Put the weights of a saved adapter in place of the current ones."""
         if not (folder / "adapter_model.safetensors").is_file():
             raise InputError(f"{folder}: no adapter_model.safetensors in it; restore it, or start anew with --out")
-        weights = peft.load_peft_weights(str(folder), device=str(self.device))
+        try:
+            weights = peft.load_peft_weights(str(folder), device=str(self.device))
+        except SafetensorError as error:
+            raise InputError(
+                f"{folder}: its weights are broken ({error}); restore it, or start anew with --out"
+            ) from None
         ranks = {len(tensor) for name, tensor in weights.items() if "lora_A" in name}
         if ranks - {getattr(self.model.peft_config[ADAPTER], "r", None)}:
             self.put_adapter(ADAPTER, *ranks, weights)

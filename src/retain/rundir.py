@@ -137,9 +137,12 @@ class RunDir:
     def scores(self, row: Path) -> dict[str, Any]:
         """The scores.json of one row."""
         try:
-            return json.loads((row / "scores.json").read_text(encoding="utf-8"))
+            found = json.loads((row / "scores.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
+        if not isinstance(found, dict) or not {"scores", "costs"} <= found.keys():
+            raise InputError(f"{row / 'scores.json'}: is not what a run wrote; restore it, or start anew with --out")
+        return found
 
     def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
@@ -188,10 +191,6 @@ class RunDir:
 
 def _matrix(rows: list[dict], tasks: list[str], kind: str) -> list[list[float | None]]:
     return [[row["scores"].get(task, {}).get(kind) for task in tasks] for row in rows]
-
-
-def _truncated(scores: dict[str, Any]) -> dict[str, int]:
-    return {task: score["truncated"] for task, score in scores.items() if score["truncated"]}
 
 
 def _change(matrix: list[list[float | None]], tasks: list[str]) -> dict[str, float | None]:

@@ -173,13 +173,15 @@ class SeedConfig(TaskConfig):
     """What is rehearsed from the first stage on: the data of a task, or text that the untouched model writes."""
 
     name: str = "seed"
-    synthesize: GeneralConfig | None = None
+    synthesize: Annotated[GeneralConfig | None, Field(validate_default=True)] = None
 
     @field_validator("synthesize")
     @classmethod
     def _stands_alone(cls, synthesize: GeneralConfig | None, info: ValidationInfo) -> GeneralConfig | None:
         if synthesize and info.data.get("train"):
             raise ValueError("the seed is either written (synthesize) or read (train); leave one of them out")
+        if not synthesize and not info.data.get("train", True):
+            raise ValueError("nothing to rehearse; name a file under train, or set buffer.seed: synthesize")
         return synthesize
 
 
@@ -267,6 +269,16 @@ class SynthesisConfig(Section):
     max_attempts: Count = 5
     min_yield: Probability = 0.05
     every: Count | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _tells_the_task(cls, prompt: str) -> str:
+        names = re.findall(r"\{(\w+)\}", prompt)
+        if unknown := [name for name in names if name not in ("description", "name")]:
+            raise ValueError(f"unknown placeholder {{{unknown[0]}}}; allowed are {{description}} and {{name}}")
+        if not names:
+            raise ValueError(f"{prompt!r} does not say which task; add {{description}} or {{name}}")
+        return prompt
 
     @property
     def kept_demonstrations(self) -> int:

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from retain.buffer import Buffer, balanced_choice
-from retain.cards import TaskCard, label_set, read_cards, texts_of, write_cards
+from retain.cards import CARDS_FILE, TaskCard, label_set, read_cards, texts_of, write_cards
 from retain.choosing import LEAST_DESCRIPTION
 from retain.config import Config
 from retain.model import LanguageModel
+from retain.presets import preset_of
 from retain.quality.filters import Candidate
 from retain.quality.ngrams import words
 from retain.rehearsal import samples_asked
 from retain.store import DEMONSTRATIONS, NAME, read_lines, write_lines
-from retain.synthesis.prompts import Pair, writing_prompt
+from retain.synthesis.prompts import SHOWING, Pair, prompts, writing_prompt
 from retain.synthesis.watch import drifted, real_perplexities, watch
 from retain.synthesis.writer import Writer, Written
 from retain.types import Frame, InputError, Sample, Task
@@ -48,8 +49,13 @@ class SelfSynthesis:
         self.demonstrations: dict[str, list[Pair]] = {}
         if folder:
             self.cards = {card.name: card for card in read_cards(folder)}
+            if lost := [task.name for task in past if task.name not in self.cards]:
+                raise InputError(
+                    f"{folder / CARDS_FILE}: says nothing of task {', '.join(lost)}; restore it, or start anew with "
+                    "--out"
+                )
             if config.synthesis.kept_demonstrations:
-                for row in read_lines(folder / DEMONSTRATIONS):
+                for row in read_lines(folder / DEMONSTRATIONS, ("task", "input", "answer")):
                     self.demonstrations.setdefault(row["task"], []).append((row["input"], row["answer"]))
         self.drifted: list[str] = []
         self.tokens = 0
@@ -58,6 +64,20 @@ class SelfSynthesis:
     def known(self, task: Task, stage: int) -> dict[str, TaskCard]:
         """The cards of the past tasks and, without statistics of its own, of the one that is being learned."""
         return {**self.cards, task.name: TaskCard.of(task, stage, private=True)}
+
+    def check_prompt(self, task: Task) -> None:
+        """An InputError where the prompt that is to write the task's samples leaves no room for one."""
+        synthesis, shown = self.config.synthesis, real_pairs(task)
+        if synthesis.demonstrations_from == "kept":
+            shown = shown[: synthesis.demonstrations]
+        prompt = prompts(synthesis, TaskCard.of(task, 0, private=True), [None], shown, (0,))[0]
+        tokens = len(self.lm.tokenizer(prompt).input_ids)
+        if tokens >= self.lm.max_length and not self.lm.is_encoder_decoder:
+            raise InputError(
+                f"task {task.name}: the prompt that is to write its samples has {tokens} tokens, and "
+                f"training.max_length {self.lm.max_length} leaves no room for one; raise it, or shorten the "
+                "description or the demonstrations"
+            )
 
     def prepare(self, stage: int, asked: Mapping[str, int], buffer: Buffer, step: int) -> None:
         """Before a stage: write what the buffer lacks of the `asked` samples of each past task (cached, on-demand)."""
@@ -133,7 +153,9 @@ class SelfSynthesis:
         facts = watch(writer, card, written.kept, real)
         drift = drifted(facts, self.config.monitor)
         if drift:
-            log.warning("%s: the generator drifts: %s; the synthetic share is lowered", card.name, drift)
+            by = 0.0 if preset_of(self.config.strategy).replay else self.config.monitor.lower_by
+            then = f"; the synthetic share is lowered by {by:g}" if by else ""
+            log.warning("%s: the generator drifts: %s%s", card.name, drift, then)
             self.drifted.append(card.name)
         if len(written.kept) < count:
             log.warning("%s: %d of %d synthetic samples; %s", card.name, len(written.kept), count, written.account)
@@ -168,6 +190,16 @@ class SelfSynthesis:
             write_lines(folder / DEMONSTRATIONS, shown)
         if rows and self.config.storage.mode in ("stored", "hybrid"):
             write_lines(folder / NAME, rows, self.config.storage.compression)
+
+
+def check_demonstrations(config: Config) -> None:
+    """An InputError where a method shows samples in its prompt and is given none."""
+    synthesis = config.synthesis
+    if synthesis.method in SHOWING and synthesis.demonstrations_from == "kept" and not synthesis.demonstrations:
+        raise InputError(
+            f"synthesis.method: {synthesis.method} shows real samples in its prompt, and synthesis.demonstrations is "
+            "0; say how many, such as 4, or set synthesis.method: two-stage"
+        )
 
 
 def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:

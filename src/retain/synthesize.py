@@ -50,6 +50,7 @@ def synthesize(
     config = _config(run_dir, overrides, demonstrations is not None)
     folder, number, learned = _stage(run_dir, config, task, stage)
     shown = _demonstrations(folder, task, demonstrations)
+    part = _part(out)
     lm, _ = open_model(config, run_dir)
     lm.load_adapter(folder / "adapter")
     writer = Writer(lm, config)
@@ -66,8 +67,7 @@ def synthesize(
     if config.privacy.epsilon_per_token is None:  # a score is outside the bound of a draw
         writer.score(card, written.kept)
     rows = [sample_row(f"{task}/synthesized/{number}/{k}", task, one) for k, one in enumerate(written.kept)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(write_lines(out.with_name(f".{out.name}.part"), rows, compression), out)
+    os.replace(write_lines(part, rows, compression), out)
     return written
 
 
@@ -81,6 +81,18 @@ def _compression(out: Path, force: bool) -> str | None:
     if out.exists() and not force:
         raise InputError(f"--out: {out} is there already; choose another name, or overwrite it with --force")
     return COMPRESSIONS.get(out.suffix)
+
+
+def _part(out: Path) -> Path:
+    """The file beside `out` that takes its place once it is whole; a place that cannot be written is an InputError."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error.strerror or error}") from None
+    return part
 
 
 def _config(run_dir: Path, overrides: Sequence[str], showing: bool) -> Config:

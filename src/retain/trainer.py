@@ -27,6 +27,7 @@ from retain.sections import TrainingConfig
 from retain.strategies.base import Batch, Strategy
 from retain.types import Sample, Task
 
+LEAST_WEIGHT = 1e-12  # of a loss: a strategy that adds a term of a weight of its own divides by it
 LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
 
 
@@ -108,7 +109,7 @@ class Optimization:
         new = len(samples) if new is None else new
         sequences = [self.lm.encode(sample) for sample in samples]
         losses = torch.zeros(len(samples), dtype=torch.float64)
-        weights = torch.as_tensor(weights, device=self.lm.device)
+        weights = torch.as_tensor(weights, device=self.lm.device).clamp(min=LEAST_WEIGHT)
         parts = 1 if self.private else len(samples)
         self.lm.model.train()
         with self._dropout_noise():

@@ -23,8 +23,8 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Batch(NamedTuple):
-    """One forward pass: its samples in the order of `row.members`, where their labels are, and the weight (B,) that
-    each sample's loss gets."""
+    """One forward pass: its samples in the order of `row.members`, where their labels are, and the weight (B,),
+    above 0, that each sample's loss gets."""
 
     samples: Sequence[Sample]
     row: Row

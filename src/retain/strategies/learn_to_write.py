@@ -31,8 +31,7 @@ class LearnToWrite(Strategy):
         if self.writes:
             total = total + self.synthesis.generator_weight * self._writing_losses(batch.samples, base)
         if self.quality:
-            weights = batch.weights.to(base.dtype).clamp(min=1e-12)
-            total = total + self.quality * self._doubts(batch.samples, base) / weights
+            total = total + self.quality * self._doubts(batch.samples, base) / batch.weights.to(base.dtype)
         return total
 
     def _writing_losses(self, samples: Sequence[Sample], like: torch.Tensor) -> torch.Tensor:
@@ -51,16 +50,16 @@ class LearnToWrite(Strategy):
         doubts = torch.zeros_like(like)
         for place, sample in enumerate(samples):
             if sample.confidence is not None:
-                doubts[place] = self._doubt(sample)
+                doubts[place] = self._doubt(sample, like)
         return doubts
 
-    def _doubt(self, sample: Sample) -> torch.Tensor:
+    def _doubt(self, sample: Sample, like: torch.Tensor) -> torch.Tensor:
         lm = self.context.lm
         if not sample.choices:
-            return self._scattered([lm.encode(sample)], [0], torch.zeros(1, device=lm.device))[0]
+            return self._scattered([lm.encode(sample)], [0], like.new_zeros(1))[0]
         prompt = lm.prompt_ids(sample)
         sequences = [lm.sequence(prompt, lm.answer_ids(sample, label)) for label in sample.choices]
-        means = self._scattered(sequences, range(len(sequences)), torch.zeros(len(sequences), device=lm.device))
+        means = self._scattered(sequences, range(len(sequences)), like.new_zeros(len(sequences)))
         lengths = torch.tensor([sum(sequence.labels) for sequence in sequences], device=lm.device)
         return -torch.log_softmax(-means * lengths, dim=0)[sample.choices.index(sample.answer)]
 

@@ -108,11 +108,11 @@ class Writer:
                 amount = _round_size(sum(lacking.values()), len(together.kept), written)
                 labels = in_proportion(lacking, min(amount, limit - written.generated))
                 candidates = self._candidates(card, labels, (*seed, written.generated), demonstrations, written)
-                funnel = self._filter(candidates, card, stage, ALONE, seed)
+                funnel = self._filter(candidates, card, stage, ALONE, seed, written)
                 alone.update(funnel.dropped)
                 written.faults = dict(Counter(written.faults) + Counter(funnel.faults))
                 passed += funnel.survivors
-                together = self._filter(passed, card, stage, TOGETHER, seed)
+                together = self._filter(passed, card, stage, TOGETHER, seed, written)
                 bar.update(min(len(together.kept), count) - bar.n)
                 if written.generated >= FIRST_ROUND and len(passed) < self.synthesis.min_yield * written.generated:
                     break
@@ -247,7 +247,7 @@ class Writer:
 
     # ---- filters -------------------------------------------------------------------------------------
 
-    def _filter(self, candidates: list[Candidate], card: TaskCard, stage: int, only, seed) -> Funnel:
+    def _filter(self, candidates: list[Candidate], card: TaskCard, stage: int, only, seed, written) -> Funnel:
         config = self._filters(card)
         return filter_candidates(
             candidates,
@@ -256,7 +256,7 @@ class Writer:
             only=only,
             stages_since=stage - card.stage,
             score=lambda left: self.score(card, left),
-            vote=lambda left: self._vote(card, left, seed),
+            vote=lambda left: self._vote(card, left, seed, written),
             embed=self._foreign if config.similarity == "sentence-transformers" else self.embed,
             seed=seed,
         )
@@ -284,12 +284,12 @@ class Writer:
         texts = [f"{input} {answer}" for input, answer in pairs]
         return perplexities(self.lm, texts, base=self.config.filters.perplexity_model == "base")
 
-    def _vote(self, card: TaskCard, candidates: list[Candidate], seed: tuple[int, ...]) -> None:
+    def _vote(self, card: TaskCard, candidates: list[Candidate], seed: tuple[int, ...], written: Written) -> None:
         """The share of `votes` sampled answers that agree with each candidate's own (MATH 5)."""
         agree = np.zeros(len(candidates))
         for vote in range(self.config.filters.votes):
             others = [Candidate(one.input, "") for one in candidates]
-            self._answer(card, others, (*seed, VOTES, vote), Written(card.name, 0))
+            self._answer(card, others, (*seed, VOTES, vote), written)
             agree += [_same(one.answer, other.answer) for one, other in zip(candidates, others, strict=True)]
         for one, count in zip(candidates, agree, strict=True):
             one.votes = float(count / self.config.filters.votes)
