@@ -12,7 +12,7 @@ from retain.curriculum import Curriculum
 from retain.memory.state import MemoryState
 from retain.scheduler import Replayer, plan_run
 from retain.schedules import brought_forward, carry, matched_amounts
-from retain.sections import CurriculumConfig
+from retain.synthesis_sections import CurriculumConfig
 
 STAGES = [("a", 160), ("b", 160), ("c", 90)]
 

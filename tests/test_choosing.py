@@ -17,7 +17,7 @@ from retain.config import load_config, make_config, with_strategy
 from retain.config_yaml import parse_yaml
 from retain.presets import Resolved, preset_of
 from retain.run import run
-from retain.sections import SynthesisConfig
+from retain.synthesis_sections import SynthesisConfig
 from retain.types import Frame, InputError, Sample, Task
 
 DESCRIBED = "Tell whether the review of a film is good or bad."

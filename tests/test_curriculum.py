@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retain import curriculum
 from retain.config import validate
 from retain.curriculum import Curriculum, draw_samples, mixed_loss_weights
-from retain.sections import CurriculumConfig
+from retain.synthesis_sections import CurriculumConfig
 from retain.types import InputError
 
 SIZES = {"a": 100, "b": 300}

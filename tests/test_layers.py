@@ -18,6 +18,7 @@ LAYERS = {
     "cache": 0,
     "config": 0,
     "sections": 0,
+    "synthesis_sections": 0,
     "config_errors": 0,
     "config_yaml": 0,
     "presets": 0,

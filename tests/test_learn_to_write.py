@@ -7,8 +7,9 @@ import torch
 from test_strategies import context, naive_logits, naive_loss
 
 from retain.curriculum import mixed_loss_weights
-from retain.sections import CurriculumConfig, SynthesisConfig, TrainingConfig
+from retain.sections import TrainingConfig
 from retain.strategies.learn_to_write import LearnToWrite
+from retain.synthesis_sections import CurriculumConfig, SynthesisConfig
 from retain.trainer import Optimization
 from retain.types import Sample
 

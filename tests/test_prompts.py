@@ -12,10 +12,10 @@ from retain.cards import TaskCard
 from retain.config import make_config
 from retain.quality.filters import Candidate, Reference
 from retain.quality.funnel import Funnel
-from retain.sections import SynthesisConfig
 from retain.synthesis.prompts import conditions_on_label, prompts
 from retain.synthesis.selection import in_proportion
 from retain.synthesis.writer import Writer
+from retain.synthesis_sections import SynthesisConfig
 from retain.types import Frame, InputError
 
 SHARES = {"red": 0.5, "blue": 0.3, "green": 0.2}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retain.quality import filters
 from retain.quality.filters import Candidate, Reference
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
-from retain.sections import FiltersConfig
+from retain.synthesis_sections import FiltersConfig
 from retain.types import InputError
 
 OFF = {"heuristics": False, "memorization": None, "perplexity": None, "consistency": None, "diversity": None}

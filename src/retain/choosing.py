@@ -10,7 +10,7 @@ from pathlib import Path
 
 from retain.config import Config, with_strategy
 from retain.presets import AUTO, preset_of
-from retain.sections import SynthesisConfig
+from retain.synthesis_sections import SynthesisConfig
 from retain.tasks import load_tasks
 from retain.types import Task
 

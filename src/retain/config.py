@@ -14,24 +14,26 @@ from retain.sections import (
     BUILTIN,
     TASK_NAME,
     BufferConfig,
-    CurriculumConfig,
     EvaluationConfig,
-    FiltersConfig,
     LoraConfig,
     MemoryConfig,
     ModelConfig,
-    MonitorConfig,
-    PrivacyConfig,
     ScheduleConfig,
     Section,
     Seed,
-    StorageConfig,
     Strategy,
-    SynthesisConfig,
     TaskConfig,
     Text,
     TrainingConfig,
     TriggerConfig,
+)
+from retain.synthesis_sections import (
+    CurriculumConfig,
+    FiltersConfig,
+    MonitorConfig,
+    PrivacyConfig,
+    StorageConfig,
+    SynthesisConfig,
 )
 from retain.types import InputError
 

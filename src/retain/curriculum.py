@@ -16,7 +16,7 @@ from retain.memory import random
 from retain.memory.draw import gumbel_top_k
 from retain.memory.dynamics import confidence_priority
 from retain.schedules import every_steps, matched_amounts, replay_for, round_amount, step_cap
-from retain.sections import CurriculumConfig
+from retain.synthesis_sections import CurriculumConfig
 from retain.types import InputError
 
 LARGEST = 0.95

@@ -12,7 +12,7 @@ import torch
 
 from retain.plans import StagePlan
 from retain.privacy import check_installed, noise_seed
-from retain.sections import PrivacyConfig
+from retain.synthesis_sections import PrivacyConfig
 from retain.types import Sample
 
 log = logging.getLogger("retain")

@@ -73,8 +73,7 @@ class Learner:
             raise InputError("training on several processes is not supported yet; start retain without a launcher")
         check_installed(config.privacy)
         chosen = preset_of(config.strategy)
-        if chosen.source:
-            check_demonstrations(config)
+        check_demonstrations(config)
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
@@ -132,8 +131,7 @@ class Learner:
             loaded, spec = task, TaskConfig(name=task.name, description=task.description, **splits)
             if task.is_stage and not task.validation and self.config.needs_validation:
                 raise InputError(
-                    f"task {task.name!r}: no validation samples, and training.patience or curriculum.kind: adaptive "
-                    "looks at them; add some"
+                    f"task {task.name!r}: no validation samples, and patience, accuracy or adaptive look at them"
                 )
         else:
             values = task.model_dump() if isinstance(task, TaskConfig) else task

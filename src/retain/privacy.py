@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from retain.config_errors import Problem
 from retain.presets import DEFAULT, preset_of
-from retain.sections import PrivacyConfig
+from retain.synthesis_sections import PrivacyConfig
 from retain.types import InputError
 
 if TYPE_CHECKING:

@@ -194,8 +194,8 @@ class SelfSynthesis:
 
 def check_demonstrations(config: Config) -> None:
     """An InputError where a method shows samples in its prompt and is given none."""
-    synthesis = config.synthesis
-    if synthesis.method in SHOWING and synthesis.demonstrations_from == "kept" and not synthesis.demonstrations:
+    synthesis, shows = config.synthesis, preset_of(config.strategy).source and config.synthesis.method in SHOWING
+    if shows and synthesis.demonstrations_from == "kept" and not synthesis.demonstrations:
         raise InputError(
             f"synthesis.method: {synthesis.method} shows real samples in its prompt, and synthesis.demonstrations is "
             "0; say how many, such as 4, or set synthesis.method: two-stage"

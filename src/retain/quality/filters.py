@@ -19,7 +19,7 @@ from retain.quality.heuristics import MIN_WORDS, heuristic_fault, min_words_of, 
 from retain.quality.memorization import LONG, TrainingTexts
 from retain.quality.ngrams import words
 from retain.schedules import round_amount
-from retain.sections import FiltersConfig
+from retain.synthesis_sections import FiltersConfig
 
 KEEP_RATIO = 0.7  # SSR 7.2; of the penalty form, where `keep_ratio` sets none
 

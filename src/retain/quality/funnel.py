@@ -9,7 +9,7 @@ import numpy as np
 
 from retain.quality import filters
 from retain.quality.filters import Candidate, Complete, Embed, Reference, Verdicts
-from retain.sections import FiltersConfig
+from retain.synthesis_sections import FiltersConfig
 from retain.types import InputError
 
 # The names are those of their keys. Of the first each candidate is judged alone, so they can run as rounds of

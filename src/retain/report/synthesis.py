@@ -228,7 +228,7 @@ def _planned(run: Run, stage: Stage) -> list[tuple[int, float]]:
     from pydantic import ValidationError
 
     from retain.curriculum import Curriculum
-    from retain.sections import CurriculumConfig
+    from retain.synthesis_sections import CurriculumConfig
 
     steps = run.plans.get(stage.number, {}).get("steps")
     try:

@@ -11,18 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from retain.config import Config, validate
 from retain.model import LanguageModel
-from retain.sections import (
-    Count,
-    FiltersConfig,
-    NonNegative,
-    Positive,
-    Probability,
-    Section,
-    Seed,
-    SynthesisConfig,
-    Text,
-    TrainingConfig,
-)
+from retain.sections import Count, NonNegative, Positive, Probability, Section, Seed, Text, TrainingConfig
+from retain.synthesis_sections import FiltersConfig, SynthesisConfig
 from retain.types import Frame, InputError
 
 

@@ -10,11 +10,11 @@ from retain.config import validate
 from retain.presets import UNFILTERED
 from retain.quality.filters import Candidate, Reference
 from retain.quality.funnel import filter_candidates
-from retain.sections import FiltersConfig
 from retain.ssr.examples import SyntheticExample, read_batch
 from retain.ssr.options import Request, open_model
 from retain.synthesis.scores import consistencies, perplexities
 from retain.synthesis.writer import Writer
+from retain.synthesis_sections import FiltersConfig
 from retain.types import Frame
 
 BARE = Frame("", "\nOutput:")  # of a sample whose task is not known

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from retain.losses import label_logits, make_rows, row_losses, token_losses
-from retain.sections import SynthesisConfig
 from retain.strategies.base import Batch, Context, Strategy
 from retain.synthesis.prompts import writing_sequence
+from retain.synthesis_sections import SynthesisConfig
 from retain.types import Sample
 
 

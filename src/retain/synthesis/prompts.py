@@ -11,7 +11,7 @@ import numpy as np
 from retain.batching import Encoded
 from retain.cards import TaskCard
 from retain.model import LanguageModel
-from retain.sections import SynthesisConfig
+from retain.synthesis_sections import SynthesisConfig
 
 Pair = tuple[str, str]  # an input and its answer
 INPUT, OUTPUT = "Input:", "Output:"

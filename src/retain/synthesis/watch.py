@@ -10,9 +10,9 @@ import numpy as np
 from retain.cards import TaskCard
 from retain.quality.drift import distinct_n, gaussian_divergence, label_distance, label_shares, unigram_divergence
 from retain.quality.filters import Candidate
-from retain.sections import MonitorConfig
 from retain.synthesis.prompts import Pair
 from retain.synthesis.writer import Writer
+from retain.synthesis_sections import MonitorConfig
 
 NO_LABEL = "(none of them)"
 MOST = 200  # samples of each kind that are compared

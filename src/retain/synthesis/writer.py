@@ -24,10 +24,10 @@ from retain.privacy import noise_seed
 from retain.quality.filters import Candidate
 from retain.quality.funnel import ALONE, TOGETHER, Funnel, explain, filter_candidates
 from retain.sampling import Sampling, clip_logits
-from retain.sections import FiltersConfig
 from retain.synthesis.prompts import OUTPUT, SHOWING, Pair, conditions_on_label, prompts, read
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import in_proportion, nearest_to_centroids
+from retain.synthesis_sections import FiltersConfig
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
