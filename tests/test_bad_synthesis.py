@@ -22,7 +22,7 @@ from retain.config import make_config
 from retain.generation import Generated
 from retain.run import run
 from retain.store import read_lines
-from retain.types import InputError
+from retain.types import InputError, Sample, Task
 
 LENGTHS = {"samples": 4, "max_input_tokens": 8, "max_output_tokens": 4, "max_joint_tokens": 12}
 HOSTILE = {
@@ -101,6 +101,13 @@ def test_no_description_is_a_mistake_in_python_too(tmp_path):
         Learner(out=tmp_path / "run", **values).learn(task)
 
 
+@pytest.mark.parametrize("changes", [{"training": {"patience": 2}}, {"curriculum": {"kind": "adaptive"}}])
+def test_a_task_in_python_without_validation_samples(changes, tmp_path):
+    learner = Learner(str(save_tiny_model(tmp_path / "model")), "ssr", tmp_path / "run", **changes)
+    with pytest.raises(InputError, match=r"task 't': no validation samples, which training\.patience"):
+        learner.learn(Task("t", train=[Sample(f"t/{k}", "t", "p", "a") for k in range(4)], description="Say a to p it"))
+
+
 def test_lamol_needs_none(tmp_path):
     values = values_of(tmp_path, strategy="lamol")
     del values["tasks"][0]["description"]
@@ -149,8 +156,8 @@ def test_labels_in_the_prompt_of_a_task_without_any_are_a_warning(tmp_path, capl
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("synthesis", {"prompt": "{desc}\nInput:"}, r"unknown placeholder \{desc\}; allowed are \{description\} and"),
-        ("synthesis", {"prompt": "Write one:"}, "'Write one:' does not say which task; add"),
+        ("synthesis", {"prompt": "{desc}\nInput:"}, r"must hold \{description\} or \{name\} and no other placeholder"),
+        ("synthesis", {"prompt": "Write one:"}, "prompt: 'Write one:' must hold"),
         ("buffer", {"seed": {}}, "buffer.seed.synthesize: nothing to rehearse; name a file under train, or"),
         ("buffer", {"seed": {"synthesize": None, "test": "a.jsonl"}}, "nothing to rehearse"),
     ],

@@ -39,14 +39,14 @@ class Checks:
         self.lm, self.config, self.tasks, self.stage, self.log = lm, config, tasks, stage, log
         self.costs: Counter[str] = Counter()
         self._best, self._worse = float("inf"), 0
-        self._trigger, self._past = replayer.trigger, past
         adaptive = isinstance(replayer, CurriculumReplayer) and config.curriculum.kind == "adaptive"
-        stored = dict(buffer.samples)
+        self._trigger, self._past = replayer.trigger, past
+        stored, size = list(buffer.samples.values()), config.trigger.probe
         if adaptive:
-            stored = {name: stored[name] for pool in curriculum_pools(config, buffer).values() for name in pool}
+            drawn = {name for ids in curriculum_pools(config, buffer).values() for name in ids}
+            stored, size = [sample for sample in stored if sample.id in drawn], PROBE
         self._curriculum = replayer.curriculum if adaptive and stored else None
-        size = PROBE if adaptive else config.trigger.probe
-        self._probe = [stored[name] for name in balanced_choice(list(stored.values()), size, config.seed)]
+        self._probe = [buffer.samples[name] for name in balanced_choice(stored, size, config.seed)]
         if self._curriculum:
             self._adapt(0)
         self._look(0)
@@ -111,3 +111,13 @@ class Checks:
         sequences = [self.lm.encode(sample) for sample in samples]
         self.costs.update({cost: sum(map(len, sequences))})
         return float(sample_losses(self.lm, sequences).mean())
+
+
+def require_validation(config: Config, task: Task) -> None:
+    """An InputError where a task given in Python lacks the validation samples that something looks at."""
+    looks = config.model_copy(update={"hold_out": False}).needs_validation
+    if task.is_stage and not task.validation and looks:
+        raise InputError(
+            f"task {task.name!r}: no validation samples, which training.patience, curriculum.kind: adaptive and "
+            "strategy accuracy look at; add some"
+        )

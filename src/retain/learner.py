@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.buffer import Buffer
-from retain.checks import Checks
+from retain.checks import Checks, require_validation
 from retain.config import Config, make_config
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
@@ -129,10 +129,7 @@ class Learner:
         if isinstance(task, Task):
             splits = {k: IN_MEMORY for k in ("train", "validation", "test") if getattr(task, k)}
             loaded, spec = task, TaskConfig(name=task.name, description=task.description, **splits)
-            if task.is_stage and not task.validation and self.config.needs_validation:
-                raise InputError(
-                    f"task {task.name!r}: no validation samples, and patience, accuracy or adaptive look at them"
-                )
+            require_validation(self.config, task)
         else:
             values = task.model_dump() if isinstance(task, TaskConfig) else task
             loaded, spec = self._load_rows(values) if isinstance(values, dict) else self._load_spec(values)

@@ -38,11 +38,9 @@ class SynthesisConfig(Section):
     @field_validator("prompt")
     @classmethod
     def _tells_the_task(cls, prompt: str) -> str:
-        names = re.findall(r"\{(\w+)\}", prompt)
-        if unknown := [name for name in names if name not in ("description", "name")]:
-            raise ValueError(f"unknown placeholder {{{unknown[0]}}}; allowed are {{description}} and {{name}}")
-        if not names:
-            raise ValueError(f"{prompt!r} does not say which task; add {{description}} or {{name}}")
+        names = set(re.findall(r"\{(\w+)\}", prompt))
+        if not names or names - {"description", "name"}:
+            raise ValueError(f"{prompt!r} must hold {{description}} or {{name}} and no other placeholder")
         return prompt
 
     @property
