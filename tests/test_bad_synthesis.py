@@ -178,10 +178,26 @@ def test_a_method_that_shows_samples_needs_some(method, tmp_path, capsys, monkey
 @pytest.mark.parametrize("method", ["two-stage", "in-context"])
 def test_a_prompt_that_leaves_no_room_is_said_before_training(method, tmp_path):
     values = values_of(tmp_path, tasks=1, synthesis={"method": method, "demonstrations": 2})
-    values["training"]["max_length"] = 64
-    with pytest.raises(InputError, match=r"task color: the prompt .* \d+ tokens, and training.max_length 64 leaves"):
+    values["tasks"][0]["description"] = "Say which color a line names. " * 10
+    with pytest.raises(InputError, match=r"task color: the prompt .* \d+ tokens, and the model's 256 leave no room"):
         run(make_config(values, "test"), tmp_path, tmp_path / "run")
     assert not journal(tmp_path / "run", "step")
+
+
+def test_what_cannot_be_written_anew_stays(tmp_path, monkeypatch):
+    """All tasks are written every stage; from the second on the model only ends its texts."""
+    good, calls = [f"a harmless text that talks of number {k}" for k in range(4)], []
+
+    def sample(lm, prompts, *arguments, **options):
+        calls.append(len(prompts))
+        texts = [good[k % 4] if len(calls) == 1 else "" for k in range(len(prompts))]
+        return [Generated(lm.tokenizer(text, add_special_tokens=False).input_ids, -1.0, True) for text in texts]
+
+    monkeypatch.setattr(retain.synthesis.writer, "sample", sample)
+    filters = {"perplexity": None, "consistency": None, "diversity": None}
+    out = run_on(tmp_path, filters=filters, synthesis={"every": 1})
+    assert [line["kept"] for line in journal(out, "synthesis")] == [4, 0, 0]
+    assert len(buffered(out)) == 4
 
 
 CARD = {"name": "color", "description": "", "size": 8, "stage": 1, "choices": ["red"], "prompts": [], "min_words": 3,

@@ -72,11 +72,10 @@ class SelfSynthesis:
             shown = shown[: synthesis.demonstrations]
         prompt = prompts(synthesis, TaskCard.of(task, 0, private=True), [None], shown, (0,))[0]
         tokens = len(self.lm.tokenizer(prompt).input_ids)
-        if tokens >= self.lm.max_length and not self.lm.is_encoder_decoder:
+        if tokens >= self.lm.positions and not self.lm.is_encoder_decoder:
             raise InputError(
-                f"task {task.name}: the prompt that is to write its samples has {tokens} tokens, and "
-                f"training.max_length {self.lm.max_length} leaves no room for one; raise it, or shorten the "
-                "description or the demonstrations"
+                f"task {task.name}: the prompt that is to write its samples has {tokens} tokens, and the model's "
+                f"{self.lm.positions} leave no room for one; shorten the description or the demonstrations"
             )
 
     def prepare(self, stage: int, asked: Mapping[str, int], buffer: Buffer, step: int) -> None:
@@ -118,8 +117,9 @@ class SelfSynthesis:
             written = self._write(one, asked, stage, "end", real if one.name == task.name else ())
             samples = written.samples(one, stage)
             old = [s.id for s in buffer.samples.values() if s.task == one.name and s.confidence is not None]
-            buffer.drop(old)
-            self._passing -= set(old)
+            replaced = old[: max(0, len(old) + len(samples) - asked)]  # what could not be written anew stays
+            buffer.drop(replaced)
+            self._passing -= set(replaced)
             buffer.admit(samples, step, {}, stage)
             rows += [sample_row(sample.id, one.name, kept) for sample, kept in zip(samples, written.kept, strict=True)]
         self._forget(task, buffer, step, losses, stage)
