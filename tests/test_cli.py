@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import subprocess
@@ -37,6 +38,7 @@ def command(monkeypatch, capsys):
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["retain", *map(str, arguments)])
+        monkeypatch.setattr(logging.getLogger("retain"), "handlers", [])  # what main adds goes with the test
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         out, err = capsys.readouterr()

@@ -182,7 +182,7 @@ def test_a_strategy_that_keeps_nothing_writes_nothing(tmp_path):
 def test_the_scores_of_another_run_do_not_take_its_place(tmp_path):
     plain = start(tmp_path, tmp_path / "plain", strategy="none")
     config = make_config(values(tmp_path), "test")
-    out = run(config, tmp_path, tmp_path / "seeded", base_row=plain / "stages" / "00-base")
+    out = run(config, tmp_path, tmp_path / "seeded", start=[plain / "stages" / "00-base"])
     assert len(stored(out)) == 6
     assert results(out)["matrix"][0] == results(plain)["matrix"][0]
 
