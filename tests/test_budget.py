@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retain.config import make_config
@@ -85,6 +85,7 @@ def test_an_adaptive_curriculum_stops_at_the_budget():
     assert sum(curriculum.amount(8, step) for step in range(1, 41)) == 10
 
 
+@example([5e-324], 1)
 @given(st.lists(st.floats(0.0, 50.0), min_size=1, max_size=40), st.integers(0, 500))
 def test_largest_remainders(exact, total):
     found = matched_amounts(exact, total)

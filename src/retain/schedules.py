@@ -143,7 +143,7 @@ def matched_amounts(exact: Sequence[float], total: int) -> list[int]:
     """`total` in proportion to `exact` by largest remainders, equal remainders evenly spread (MATH 3); 0 of 0."""
     if not sum(exact) > 0.0:
         return [0] * len(exact)
-    shares = np.array(exact) * (total / math.fsum(exact))
+    shares = np.array(exact) / math.fsum(exact) * total
     amounts = np.floor(shares + 1e-9).astype(np.int64)
     remainders, left = np.round(shares - amounts, 9), total - int(amounts.sum())
     if left:
