@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from test_run import adapter, journal, results, run_tiny, same_tensors
-from tiny import tiny_llama, write_tasks
+from tiny import stopped_in, tiny_llama, write_tasks
 
 import retain.checks
 import retain.learner
@@ -79,17 +79,8 @@ def stopped_and_resumed(tmp_path, monkeypatch):
     """A run that is stopped in its second stage and started again."""
 
     def run_twice(name):
-        real = retain.learner.train_stage
-
-        def stop_in_the_second(lm, stage, *rest):
-            if stage.number == 2:
-                raise KeyboardInterrupt
-            return real(lm, stage, *rest)
-
-        monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_second)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped_in(2, monkeypatch):
             run_float64(tmp_path, "stopped", name)
-        monkeypatch.setattr(retain.learner, "train_stage", real)
         return run_float64(tmp_path, "stopped", name)
 
     return run_twice

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from test_contract import difference, strategy
 from test_losses import chat_model, gradients, language_model
-from tiny import byte_tokenizer, save_tiny_model, tiny_t5, tiny_values
+from tiny import byte_tokenizer, save_tiny_model, stopped_in, tiny_t5, tiny_values
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -29,7 +29,6 @@ from transformers import (
     T5Tokenizer,
 )
 
-import retain.learner
 from retain import Learner
 from retain.batching import Encoded
 from retain.config import make_config
@@ -514,17 +513,8 @@ def test_a_run_learns_replays_and_reports(finished):
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
-    real = retain.learner.train_stage
-
-    def stop_in_the_second(lm, stage, *rest):
-        if stage.number == 2:
-            raise KeyboardInterrupt
-        return real(lm, stage, *rest)
-
-    monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(2, monkeypatch):
         run_t5(tmp_path)
-    monkeypatch.undo()
     out = run_t5(tmp_path)
     assert same_tensors(adapter(out), adapter(finished))
     assert results(out)["matrices"] == results(finished)["matrices"]

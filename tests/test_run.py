@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from tiny import tiny_values
+from tiny import stopped_in, tiny_values
 
-import retain.learner
 from retain import Learner
 from retain.config import make_config
 from retain.run import evaluate, run
@@ -117,17 +116,8 @@ def test_a_finished_run_is_left_as_it_is(finished, caplog):
 
 
 def test_a_stopped_run_resumes_to_the_same_end(finished, tmp_path, monkeypatch):
-    real = retain.learner.train_stage
-
-    def stop_in_the_second(lm, stage, *rest):
-        if stage.number == 2:
-            raise KeyboardInterrupt
-        return real(lm, stage, *rest)
-
-    monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(2, monkeypatch):
         run_tiny(tmp_path)
-    monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "run/stages").glob("[0-9]*")) == ["00-base", "01-color"]
     out = run_tiny(tmp_path)
     assert same_tensors(adapter(out), adapter(finished))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from test_run import adapter, journal, results, same_tensors
 from test_storage import buffered
-from tiny import save_tiny_model, write_tasks
+from tiny import save_tiny_model, stopped_in, write_tasks
 
-import retain.learner
 import retain.synthesis.writer
 from retain.cli_views import make_plan
 from retain.config import load_config, make_config
@@ -62,17 +61,8 @@ def run_case(folder, out, changes, tasks=2):
 
 def stopped_and_resumed(folder, out, changes, monkeypatch):
     """A run that is stopped in its second stage and started again."""
-    real = retain.learner.train_stage
-
-    def stop_in_the_second(lm, stage, *rest):
-        if stage.number == 2:
-            raise KeyboardInterrupt
-        return real(lm, stage, *rest)
-
-    monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(2, monkeypatch):
         run_case(folder, out, changes)
-    monkeypatch.setattr(retain.learner, "train_stage", real)
     return run_case(folder, out, changes)
 
 

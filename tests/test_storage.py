@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_run import journal, results
-from tiny import save_tiny_model
+from tiny import save_tiny_model, stopped_in
 
 import retain.learner
 import retain.synthesis.writer
@@ -336,17 +336,8 @@ def test_nothing_is_written_anew_whose_training_texts_are_gone(tmp_path, monkeyp
 @pytest.mark.parametrize("mode", [*MODES, "hybrid"])
 def test_a_resumed_run_ends_like_one_that_was_not_stopped(mode, runs, monkeypatch):
     folder, modes, found = runs
-    real = retain.learner.train_stage
-
-    def stop_in_the_third(lm, stage, *rest):
-        if stage.number == 3:
-            raise KeyboardInterrupt
-        return real(lm, stage, *rest)
-
-    monkeypatch.setattr(retain.learner, "train_stage", stop_in_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(3, monkeypatch):
         run_secret(folder, f"{mode}-resumed", storage=modes[mode])
-    monkeypatch.setattr(retain.learner, "train_stage", real)
     out = run_secret(folder, f"{mode}-resumed", storage=modes[mode])
     # Scores of written samples differ in the last bits with several threads, and so do the weights that train on them.
     for kind, matrix in results(found[mode])["matrices"].items():

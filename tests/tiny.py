@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -15,6 +18,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+import retain.learner
 
 WORDS = {"color": ["red", "blue"], "size": ["big", "small"], "shape": ["round", "flat"]}
 
@@ -114,3 +119,18 @@ def tiny_values(folder: Path, **changes: object) -> dict:
         "output": "run",
     }
     return values | changes
+
+
+@contextmanager
+def stopped_in(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs inside is stopped as by Ctrl-C when it begins to train the stage with this number."""
+    real = retain.learner.train_stage
+
+    def stop(lm, stage, *rest):
+        if stage.number == number:
+            raise KeyboardInterrupt
+        return real(lm, stage, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(retain.learner, "train_stage", stop)
+        yield
