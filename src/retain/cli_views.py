@@ -40,7 +40,6 @@ def make_plan(config: Config, base: Path) -> dict[str, Any]:
 
 def _to_write(config: Config, sizes: list[tuple[str, int]]) -> dict[str, int]:
     """What the model writes: samples, and the most tokens it may take if every candidate is dropped or full length."""
-    from retain.presets import preset_of
     from retain.rehearsal import asked_of_model
 
     synthesis, seed = config.synthesis, config.written_seed

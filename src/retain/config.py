@@ -86,8 +86,6 @@ class Config(Section):
         return seed.synthesize.samples if asked else 0
 
 
-PASSING = ("cached", "on-demand")  # storage modes that write samples at a stage's start
-
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -128,7 +126,7 @@ def make_config(values: dict[str, Any], source: str, lines: Lines | None = None,
         config = Config.model_validate({"tasks": [], **values})
     except ValidationError as error:
         problems += problems_of(error, Config, values)
-    if not problems and config.synthesis.demonstrations_from == "training" and config.storage.mode in PASSING:
+    if not problems and config.synthesis.demonstrations_from == "training" and config.storage.writes_at_start:
         reason = (
             f"{config.storage.mode} writes when a task's data are gone, and synthesis.demonstrations_from: training"
         )

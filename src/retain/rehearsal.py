@@ -51,7 +51,7 @@ def asked_of_model(config: Config, stages: Sequence[tuple[str, int]]) -> int:
     every, mode = config.synthesis.every, config.storage.mode
     total = config.written_seed
     for number in range(1, len(stages) + 1):
-        if mode in ("cached", "on-demand"):
+        if config.storage.writes_at_start:
             pools = pool(config, stages[: number - 1], stages[number - 1][1])
             lacking = sum(
                 count for task, count in pools.items() if not config.buffer.seed or task != config.buffer.seed.name

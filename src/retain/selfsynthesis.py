@@ -80,7 +80,7 @@ class SelfSynthesis:
 
     def prepare(self, stage: int, asked: Mapping[str, int], buffer: Buffer, step: int) -> None:
         """Before a stage: write what the buffer lacks of the `asked` samples of each past task (cached, on-demand)."""
-        if self.config.storage.mode not in ("cached", "on-demand"):
+        if not self.config.storage.writes_at_start:
             return
         for task, count in asked.items():
             missing = count - buffer.tasks.get(task, 0)
@@ -167,7 +167,7 @@ class SelfSynthesis:
         """Cut the buffer to what the storage mode keeps; `hybrid` lets some real samples in."""
         mode = self.config.storage.mode
         synthetic = [sample for sample in buffer.samples.values() if sample.confidence is not None]
-        if mode in ("cached", "on-demand"):
+        if self.config.storage.writes_at_start:
             room = self.config.storage.cache_size if mode == "cached" else 0
             lasting = [sample for sample in synthetic if sample.id not in self._passing]
             kept = set(balanced_choice(lasting, room, self.config.seed))
@@ -213,7 +213,7 @@ def check_descriptions(config: Config, tasks: Sequence[Task]) -> None:
             f"task {', '.join(missing)}: no description, and synthesis writes samples from it; add "
             'description: "..." to the task (what comes in, what should come out, in which style)'
         )
-    if config.filters.human and config.storage.mode in ("cached", "on-demand"):
+    if config.filters.human and config.storage.writes_at_start:
         raise InputError(
             f"filters.human: storage.mode {config.storage.mode} writes samples inside a stage, where nobody can look "
             "at them; set storage.mode: stored or hybrid, or filters.human: false"

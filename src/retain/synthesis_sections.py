@@ -139,6 +139,11 @@ class StorageConfig(Section):
     real_samples: Count = 100
     refresh_every: Count = 3
 
+    @property
+    def writes_at_start(self) -> bool:
+        """Whether a stage's start writes what is not kept, when the past tasks' data are gone."""
+        return self.mode in ("cached", "on-demand")
+
 
 class MonitorConfig(Section):
     """Watching the generator drift (SSR 8, 9.1): above a limit the run warns and lowers the synthetic share."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -324,11 +324,11 @@ class Writer:
             return candidates[:count]
         room = Counter(one.answer for one in candidates)
         share = Counter(in_proportion({label: card.reference.target.get(label, 0.0) for label in room}, count, room))
-        places = defaultdict(int)
         chosen = []
         for one in candidates:
-            places[one.answer] += 1
-            chosen += [one] if places[one.answer] <= share[one.answer] else []
+            if share[one.answer]:
+                share[one.answer] -= 1
+                chosen.append(one)
         return chosen
 
 
