@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ def run_cell(comparison: Comparison, cell: Cell, keep_run: bool = False, share: 
         return path
     shared = SharedRows(comparison.out / "shared")
     keys = [base_row_key(cell.config, tasks), first_stage_key(cell.config, tasks)] if share else [None, None]
-    start = [row for row in map(shared.find, keys) if row]
-    start = start if shared.find(keys[0]) else []  # a stage stands on the row before it
+    start = list(takewhile(bool, map(shared.find, keys)))  # a stage stands on the row before it
 
     def publish(finished: RunDir) -> None:
         rows = finished.rows()

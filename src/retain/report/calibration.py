@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from retain.report.page import document, save
 from retain.report.svg import Markup, Panel, clean, cut, dot, join, picture, rule, spread, tag, text
+from retain.report.tables import plain_table
 from retain.report.words import compact, number, signed, whole
 
 if TYPE_CHECKING:
@@ -213,14 +214,14 @@ def calibration_tables(found: dict[str, Any]) -> Group:
 
 
 def _measure_table(measures: dict[str, Any]) -> Table:
-    table = _table("", *COLUMNS.values())
+    table = plain_table("", *COLUMNS.values())
     for name, values in measures.items():
         table.add_row(PREDICTORS[name], *[interval(values[column]).replace("[", "\\[") for column in COLUMNS])
     return table
 
 
 def _reliability_table(reliability: dict[str, Any]) -> Table:
-    table = _table("predicted retention", "kept", "observations")
+    table = plain_table("predicted retention", "kept", "observations")
     for one in reliability["bins"]:
         kept = interval([one["kept"], one["low"], one["high"]]).replace("[", "\\[")
         table.add_row(number(one["predicted"]), kept, whole(one["count"]))
@@ -232,11 +233,11 @@ def fit_table(found: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parameters = _table("", *found["parameters"])
+    parameters = plain_table("", *found["parameters"])
     parameters.add_row("fitted", *[f"{value:g}" for value in found["parameters"].values()])
     for run, own in zip(found["runs"], found["own"], strict=True):
         parameters.add_row(Text(cut(clean(Path(run).name), 24)), *[_shown(value) for value in own.values()])
-    scores = _table(
+    scores = plain_table(
         "log-loss, nats an observation", "fitted", "run's own", "constant", "fitted - own", "fitted - constant"
     )
     count = found["observations"]
@@ -282,13 +283,3 @@ def _difference(values: list[float | None]) -> str:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:g}"
-
-
-def _table(first: str, *others: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for title in others:
-        table.add_column(title, justify="right")
-    return table

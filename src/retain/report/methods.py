@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from retain.report.differences import shown_p
 from retain.report.svg import clean
+from retain.report.tables import plain_table
 from retain.report.words import NOTHING, cost, number, signed
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def gap_closed(cells: Sequence[Cell], own: Sequence[Cell]) -> float | None:
 
 def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The scores for the terminal; bold is the best one but for `joint`."""
-    table = _table("method", "runs", *(title for title, _ in SCORES.values()))
+    table = plain_table("method", "runs", *(title for title, _ in SCORES.values()))
     for row in rows:
         cells = [_styled(shown_score(row, key), key in best_of(rows, row)) for key in SCORES]
         table.add_row(*map(_plain, (clean(row["row"]), str(row["runs"]))), *cells)
@@ -106,7 +107,7 @@ def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The costs of a run for the terminal."""
-    table = _table("costs of a run", *COSTS.values())
+    table = plain_table("costs of a run", *COSTS.values())
     for row in rows:
         table.add_row(*map(_plain, (clean(row["row"]), *(shown_cost(row, key) for key in COSTS))))
     return table
@@ -115,7 +116,9 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def difference_table(summary: Mapping[str, Any]) -> Table:
     """ACC against the reference for the terminal; bold where the data tell the methods apart."""
     level = f"{100 * summary['level']:g} % interval"
-    table = _table(f"against {clean(summary['reference'])}", "ACC", level, "p (Holm)", "items better / worse / same")
+    table = plain_table(
+        f"against {clean(summary['reference'])}", "ACC", level, "p (Holm)", "items better / worse / same"
+    )
     for entry in _accuracies_of(summary):
         items = entry["items"] or {"better": NOTHING, "worse": NOTHING, "same": NOTHING}
         p = NOTHING if entry["p_holm"] is None else shown_p(entry["p_holm"])
@@ -209,16 +212,6 @@ def _bound(cells: Sequence[Cell], settings: Mapping[str, Any], strategy: str) ->
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _table(first: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
 
 
 def _plain(text: str) -> Any:

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 LONGEST = 18  # characters of a name
 
 
+def plain_table(first: str, *others: str) -> Table:
+    """An empty table without lines: a column of names, then columns of numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for title in others:
+        table.add_column(title, justify="right")
+    return table
+
+
 def run_table(results: dict[str, Any]) -> Group:
     """The score matrix with a row a stage, then the metrics in one line. Bold: right after learning."""
     from rich.columns import Columns
