@@ -91,6 +91,7 @@ def test_labels_that_lack_are_asked_for_and_shares_are_taken():
     [
         ({"synthesis": {"demonstrations_from": "training"}}, "two-stage shows no samples"),
         ({"synthesis": {"method": "in-context", "demonstrations_from": "training"}}, "how many each prompt shows"),
+        ({"synthesis": {"answers": "asked"}}, "asked needs class_conditioned: true"),
         (
             {
                 "synthesis": {"method": "pairs", "demonstrations_from": "training"},

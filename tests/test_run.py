@@ -396,3 +396,18 @@ def test_the_base_model_stays_as_it_was(tmp_path):
         learner.learn(task)
     for name, value in learner.lm.model.named_parameters():
         assert "lora" in name or value.equal(before[name])
+
+
+def test_tasks_yet_to_come_are_left_out_where_they_are_not_asked_for(tmp_path, finished):
+    out = run_tiny(tmp_path, evaluation={"batch_size": 4, "max_new_tokens": 4, "unseen": False})
+    sparse, full = results(out), results(finished)
+    for kind, matrix in full["matrices"].items():
+        kept = [
+            [score if row == 0 or task < row else None for task, score in enumerate(scores)]
+            for row, scores in enumerate(matrix)
+        ]
+        assert sparse["matrices"][kind] == kept and None in kept[1]
+    same = {name: value for name, value in full["metrics"].items() if name not in ("FWT", "normalized_score")}
+    assert sparse["metrics"].items() >= same.items() and sparse["metrics"]["FWT"] is None
+    assert sparse["finished"] and sparse["costs"]["eval_tokens"] < full["costs"]["eval_tokens"]
+    assert "FWT" not in (out / "report.html").read_text()

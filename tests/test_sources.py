@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+
 import pytest
 from test_run import adapter, journal, results, same_tensors
 from test_storage import buffered
@@ -12,6 +15,7 @@ from retain.cli_views import make_plan
 from retain.config import load_config, make_config
 from retain.run import run
 from retain.store import read_lines
+from retain.synthesis.selection import in_proportion
 
 SHOWN = {"method": "in-context", "demonstrations_from": "training", "class_conditioned": True}
 ON_TRAINING = ("adaptive", "similarity")  # kinds whose plan is a projection
@@ -32,6 +36,7 @@ CASES = {
     "demonstrations from training": {"synthesis": {**SHOWN, "demonstrations": 2}},
     "inputs by the base model": {"synthesis": {"inputs_by": "base"}},
     "pairs from training": {"synthesis": {**SHOWN, "method": "pairs"}},
+    "the label asked for": {"synthesis": {**SHOWN, "demonstrations": 2, "answers": "asked"}},
     "mixed": {"synthesis": {"sampling": "mixed"}},
     "self_consistency": {"filters": {"self_consistency": 0.1, "votes": 2}},
     "kmeans": {"filters": {"select": "kmeans"}},
@@ -161,3 +166,14 @@ def test_the_base_model_writes_the_same_inputs_whatever_was_learned(writer, tmp_
         run_case(tmp_path, out, {"synthesis": {"inputs_by": writer}, "training": training}, tasks=1)
         written.append([line["input"] for line in read_lines(tmp_path / out / "stages/01-color/synthetic.jsonl.gz")])
     assert written[0] and (written[0] == written[1]) == (writer == "base")
+
+
+def test_the_label_asked_for_stands_and_the_model_says_how_sure_it_is(tmp_path):
+    changes = {"synthesis": {**SHOWN, "demonstrations": 2, "answers": "asked", "samples": 8}}
+    out = run_case(tmp_path, "run", changes, tasks=1)
+    written = list(read_lines(out / "stages/01-color/synthetic.jsonl.gz"))
+    trained = [json.loads(line)["output"] for line in (tmp_path / "color_train.jsonl").read_text().splitlines()]
+    shares = {label: count / len(trained) for label, count in Counter(trained).items()}
+    asked = Counter(in_proportion(shares, 8))
+    assert Counter(line["answer"] for line in written) == asked and len(asked) > 1
+    assert len({line["confidence"] for line in written}) > 1 and all(0 < line["confidence"] < 1 for line in written)

@@ -304,9 +304,8 @@ class Learner:
 
     def evaluate(self) -> dict[str, Any]:
         """Score what has not been scored yet: every row of every task. Returns the results."""
-        names = {task.name for task in self.tasks if task.test}
         for number, folder in enumerate(self.dir.rows()):
-            missing = names - self.dir.scores(folder)["scores"].keys()
+            missing = {task.name for task in self._scored(number)} - self.dir.scores(folder)["scores"].keys()
             if missing:
                 self._score_again(number, folder, missing)
         return self._write_results()
@@ -316,17 +315,21 @@ class Learner:
         self._write_results()
         return write_report(self.dir.path)
 
+    def _scored(self, row: int) -> list[Task]:
+        """The tasks that a row scores: all that have a test, or with `unseen: false` none before its own stage."""
+        everything = row == 0 or self.config.evaluation.unseen or preset_of(self.config.strategy).joint
+        later = [] if everything else [task for task in self.tasks if task.is_stage][row:]
+        return [task for task in self.tasks if task.test and task not in later]
+
     def _score_base(self) -> None:
         if not self.dir.rows():
             with self.dir.finish_row(0, "base") as folder, self.lm.base():
                 self._score(folder, 0, write_seed(self.lm, self.config, folder / "buffer", self.dir.log))
 
     def _score(self, folder: Path, row: int, costs: dict[str, float], **facts: Any) -> None:
-        """Score every task with the model as it is now, into scores.json and predictions.jsonl."""
-        scores, costs = {}, dict(costs)
-        for task in self.tasks:
-            if task.test:
-                scores[task.name] = self._score_task(folder, row, task, costs)
+        """Score the tasks with the model as it is now, into scores.json and predictions.jsonl."""
+        costs = dict(costs)
+        scores = {task.name: self._score_task(folder, row, task, costs) for task in self._scored(row)}
         costs["peak_memory_bytes"] = peak_memory()
         write_json(folder / "scores.json", {"row": row, **facts, "scores": scores, "costs": costs})
         marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]

@@ -63,8 +63,8 @@ def retention(scores: np.ndarray) -> float:
 
 
 def normalized_score(scores: np.ndarray) -> float:
-    """meanᵢ R[T, i] / max(max₁≤ₜ≤T R[t, i], 1e-8) (MSSR Eq. 36, 37)."""
-    return _mean(scores[-1] / np.maximum(scores[1:].max(axis=0), 1e-8))
+    """meanᵢ R[T, i] / max(max₁≤ₜ≤T R[t, i], 1e-8), the maximum over what was measured (MSSR Eq. 36, 37)."""
+    return _mean(scores[-1] / np.maximum(np.fmax.reduce(scores[1:]), 1e-8))
 
 
 def learned(scores: np.ndarray) -> np.ndarray:

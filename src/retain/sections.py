@@ -241,5 +241,6 @@ class EvaluationConfig(Section):
 
     batch_size: Count = 32
     after: Literal["stage"] | Count = "stage"
+    unseen: bool = True
     max_new_tokens: Count | None = None
     save_predictions: bool = True

@@ -21,7 +21,7 @@ class SynthesisConfig(Section):
     demonstrations: Annotated[int, Field(ge=0)] = 0
     demonstrations_from: Literal["kept", "training"] = "kept"
     inputs_by: Literal["latest", "base"] = "latest"
-    answers: Literal["sample", "greedy"] = "sample"
+    answers: Literal["sample", "greedy", "asked"] = "sample"
     sampling: Literal["single", "mixed"] = "single"
     temperature: Positive = 1.0
     top_k: Annotated[int, Field(ge=0)] = 50
@@ -47,6 +47,13 @@ class SynthesisConfig(Section):
     def kept_demonstrations(self) -> int:
         """Real samples of each task that the run directory keeps to show them."""
         return self.demonstrations if self.demonstrations_from == "kept" else 0
+
+    @field_validator("answers")
+    @classmethod
+    def _asks(cls, answers: str, info: ValidationInfo) -> str:
+        if answers == "asked" and not info.data.get("class_conditioned"):
+            raise ValueError("asked needs class_conditioned: true; else no label is asked for")
+        return answers
 
     @field_validator("demonstrations_from")
     @classmethod

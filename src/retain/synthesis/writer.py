@@ -153,6 +153,9 @@ class Writer:
             found = self._sample(requests, length, (*seed, INPUTS), written, until)
         pairs = [read(self.synthesis.method, self._text(one.ids)) for one in found]
         candidates = [Candidate(input, answer) for input, answer in pairs]
+        if self.synthesis.answers == "asked" and conditions_on_label(self.synthesis, card):
+            for one, label in zip(candidates, labels, strict=True):
+                one.answer = label
         if not joint:
             self._answer(card, candidates, (*seed, ANSWERS), written)
         return self._whole(candidates, written)
@@ -206,30 +209,33 @@ class Writer:
     ) -> None:
         """Set the answers of candidates that have an input, with their consistency, which comes for free.
 
-        A label that the prompt asked for only steers the input: the answer is the model's own.
+        A label that a candidate has already, which is the one that was asked for, stands: only its consistency is set.
         """
         asked = [one for one in candidates if one.input]
         if not asked:
             return
         prompts_ids = [self.lm.prompt_ids(card.sample("", one.input, "?")) for one in asked]
         if card.labels:
-            answers = self._labels(card, prompts_ids, seed)
+            answers = self._labels(card, prompts_ids, [one.answer for one in asked], seed)
         else:
             answers = self._free_answers(prompts_ids, seed, written)
         for one, (answer, consistency) in zip(asked, answers, strict=True):
             one.answer, one.consistency = answer, consistency
 
-    def _labels(self, card: TaskCard, requests: list[list[int]], seed: tuple[int, ...]) -> list[tuple[str, float]]:
-        """A label for each prompt and its share of the labels' probability: no text is written for it.
+    def _labels(
+        self, card: TaskCard, requests: list[list[int]], given: Sequence[str], seed: tuple[int, ...]
+    ) -> list[tuple[str, float]]:
+        """A label for each prompt, the given one where it is not empty, and its share of the labels' probability.
 
-        With `clip` the draw is that of a token, among the labels.
+        No text is written for it. With `clip` the draw is that of a token, among the labels.
         """
         tokens = [self.lm.answer_ids(card.sample("", "?", label), label) for label in card.labels]
         logs = scores = label_distribution(self.lm, requests, tokens)
         if self.clip is not None:
             scores = normalize(clip_logits(torch.from_numpy(logs), self.clip).numpy() / self.synthesis.temperature)
         chosen = scores.argmax(axis=1) if self.synthesis.answers == "greedy" else draw_labels(scores, seed)
-        return [(card.labels[k], float(np.exp(row[k]))) for k, row in zip(chosen, logs, strict=True)]
+        places = [card.labels.index(label) if label else k for label, k in zip(given, chosen, strict=True)]
+        return [(card.labels[k], float(np.exp(row[k]))) for k, row in zip(places, logs, strict=True)]
 
     def _free_answers(
         self, requests: list[list[int]], seed: tuple[int, ...], written: Written
