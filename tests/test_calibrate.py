@@ -24,6 +24,7 @@ from retain.config import load_config, make_config
 from retain.device import open_model
 from retain.history import follow, read_history
 from retain.losses import sample_losses
+from retain.report.calibration import sentence
 from retain.run import run
 from retain.tasks import load_tasks
 from retain.types import InputError
@@ -328,3 +329,21 @@ def test_no_directory(command, tmp_path):
     assert command("fit", tmp_path / "nothing")[0] == 2
     code, _, err = command("calibrate", tmp_path)
     assert code == 2 and "not the directory of a run" in err
+
+
+@pytest.mark.parametrize(
+    ("within", "said"),
+    [
+        ([0.51, 0.39, 0.62], "it does not tell them from the kept ones (AUC 0.51, 0.39 to 0.62)"),
+        ([0.70, 0.60, 0.80], "it tells them from the kept ones"),
+        ([0.30, 0.20, 0.40], "it points the wrong way"),
+        ([None, None, None], None),
+    ],
+)
+def test_the_headline_tells_skill_over_stages_from_skill_in_one(within, said):
+    measures = {"retention": {"auc": [0.59, 0.53, 0.67], "auc_within": within}, "waited": {"auc": [0.5, 0.4, 0.6]}}
+    scores = {"log_loss": 0.17, "log_loss_constant": 0.14}
+    group = {"observations": 654, "forgotten": 20, "measures": measures, "reliability": scores}
+    headline = sentence({"groups": {"unreviewed": group}})
+    assert "Over all stages the memory tells them from the kept ones (AUC 0.59, 0.53 to 0.67)" in headline
+    assert ("Within a stage" in headline) == bool(said) and (said or "") in headline and "`" not in headline

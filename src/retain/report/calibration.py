@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,24 +63,30 @@ def sentence(found: dict[str, Any]) -> str:
     """What the numbers say, in one or two sentences."""
     name = main_group(found)
     group = found["groups"][name]
-    value, low, high = group["measures"]["retention"]["auc"]
+    memory = group["measures"]["retention"]
     share = group["forgotten"] / group["observations"]
     said = f"{number(100 * share, 0)} % of {whole(group['observations'])} observations are forgotten."
-    if value is None:
+    if memory["auc"][0] is None:
         return f"{said} With one outcome only nothing can be ranked here."
     rivals = {key: group["measures"][key]["auc"] for key in ("waited", "last_loss") if key in group["measures"]}
     best, rival = max(rivals.items(), key=lambda pair: pair[1][0])
-    told = (
-        "tells them from the kept ones" if low > 0.5 else "points the wrong way" if high < 0.5 else "does not tell them"
-    )
-    said += f" The memory {told} (AUC {number(value)}, {number(low)} to {number(high)}); "
-    said += f"{PREDICTORS[best]} has {number(rival[0])}."
+    said += f" Over all stages the memory {_verdict(memory['auc'])}; {PREDICTORS[best]} has {number(rival[0])}."
+    if memory["auc_within"][0] is not None:
+        said += f" Within a stage, where replay chooses, it {_verdict(memory['auc_within'])}."
     scores = group["reliability"]
     better = scores["log_loss"] < scores["log_loss_constant"]
     return (
         f"{said} As probabilities its strengths score {number(scores['log_loss'])} nats, a constant "
-        f"{number(scores['log_loss_constant'])}{'' if better else ': they are not calibrated (`retain fit`)'}."
+        f"{number(scores['log_loss_constant'])}{'' if better else ': they are not calibrated (see retain fit)'}."
     )
+
+
+def _verdict(auc: Sequence[float]) -> str:
+    """What an AUC and its interval say of a predictor."""
+    value, low, high = auc
+    told = "tells them from the kept ones" if low > 0.5 else "does not tell them from the kept ones"
+    told = "points the wrong way" if high < 0.5 else told
+    return f"{told} (AUC {number(value)}, {number(low)} to {number(high)})"
 
 
 def main_group(found: dict[str, Any]) -> str:
