@@ -104,11 +104,11 @@ def test_a_run_of_another_comparison(write, tmp_path):
 
 
 def test_vary_changes_one_key_at_a_time(write):
-    vary = {"memory.zeta": [0, 2], "schedule.eta_p": [0.1], "memory.alpha": [0.5]}
+    vary = {"memory.zeta": [0, 2], "schedule.eta_p": [0.1], "memory.phi": ["log"]}
     path = write(strategies=["none", "mssr"], vary=vary)
     assert labels(path) == [
         "none.seed42",
-        "mssr.seed42", "mssr-zeta=0.seed42", "mssr-zeta=2.seed42", "mssr-eta_p=0.1.seed42", "mssr-alpha=0.5.seed42",
+        "mssr.seed42", "mssr-zeta=0.seed42", "mssr-zeta=2.seed42", "mssr-eta_p=0.1.seed42", "mssr-phi=log.seed42",
     ]  # fmt: skip
     both = load_comparison(write(strategies=["mssr"], vary={"memory.zeta": [2]}, grid={"lora.r": [2, 4]})).cells
     assert [(cell.config.lora.r, cell.config.memory.zeta) for cell in both] == [(2, 1), (2, 2), (4, 1), (4, 2)]

@@ -194,7 +194,7 @@ def _cells(
     for name, settings in strategies.items():
         for point in points:
             used = {key: value for key, value in point.items() if _matters(key, settings["strategy"])}
-            row = " ".join([name, *(f"{_short(key, keys)}={show(value)}" for key, value in used.items())])
+            row = " ".join([name, *(f"{_short(key, keys)}={_shown(value)}" for key, value in used.items())])
             if row in seen:
                 continue
             seen.add(row)
@@ -265,6 +265,11 @@ def _short(key: str, keys: Sequence[str]) -> str:
     """The last part of a key where that tells it from the others."""
     last = key.rpartition(".")[2]
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
+
+
+def _shown(value: Any) -> str:
+    """A value of the grid in a row's name: text without quotes."""
+    return value if isinstance(value, str) else show(value)
 
 
 def _file_name(text: str) -> str:
