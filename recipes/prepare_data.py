@@ -87,12 +87,12 @@ def boolq(row: Row, _: list[str]) -> Row:
 
 
 def reading(row: Row, _: list[str]) -> Row | None:
-    """A short answer out of a passage; SQuAD nests its answers."""
+    """A short answer out of a passage, which comes last, as long prompts lose their end; SQuAD nests its answers."""
     answers = row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"]
     answers = list(dict.fromkeys(answer for answer in answers if answer.strip()))
     if not answers:
         return None
-    text = f"{row['context']}\nQuestion: {row['question']}"
+    text = f"Question: {row['question']}\n{row['context']}"
     return alpaca("Answer the question with a few words of the passage.", text, answers[0], references=answers)
 
 
