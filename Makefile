@@ -26,8 +26,8 @@ test: $(MODEL) $(TESTING)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(LINTING)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
 
 benchmark: $(MODEL) $(BENCHMARKING)
 	$(BIN)/python benchmarks/memory_cost.py --whole-step

@@ -88,6 +88,32 @@ def test_a_run_in_a_file_of_its_own(write, tmp_path):
     assert len(load_data(comparison)["mssr.seed42"][0].train) == 24
 
 
+def test_a_run_of_another_comparison(write, tmp_path):
+    (tmp_path / "first.yaml").write_bytes(write(run={"tasks": ["iso_date"], "training": {"epochs": 3}}).read_bytes())
+    (tmp_path / "second.yaml").write_text("{run: first.yaml, strategies: [none], seeds: [9]}")
+    path = write(run="second.yaml", strategies=["er"])
+    (cell,) = load_comparison(path, ["run.training.batch_size=2", "run.tasks.iso_date.max_train=7"]).cells
+    assert cell.label == "er.seed42"  # the other's run, and no more
+    assert (cell.config.training.epochs, cell.config.training.batch_size, cell.config.tasks[0].max_train) == (3, 2, 7)
+    (cell,) = load_comparison(path, ["run.training.epochs=1", "run=first.yaml"]).cells
+    assert cell.config.training.epochs == 1
+    with pytest.raises(InputError, match=r"override 'training.epochs=x': training.epochs: 'x' is not"):
+        load_comparison(path, ["run.training.epochs=x"])
+    with pytest.raises(InputError, match=r"run: 'compare.yaml' leads back to itself"):
+        load_comparison(write(run="compare.yaml"))
+
+
+def test_vary_changes_one_key_at_a_time(write):
+    vary = {"memory.zeta": [0, 2], "schedule.eta_p": [0.1], "memory.phi": ["log"]}
+    path = write(strategies=["none", "mssr"], vary=vary)
+    assert labels(path) == [
+        "none.seed42",
+        "mssr.seed42", "mssr-zeta=0.seed42", "mssr-zeta=2.seed42", "mssr-eta_p=0.1.seed42", "mssr-phi=log.seed42",
+    ]  # fmt: skip
+    both = load_comparison(write(strategies=["mssr"], vary={"memory.zeta": [2]}, grid={"lora.r": [2, 4]})).cells
+    assert [(cell.config.lora.r, cell.config.memory.zeta) for cell in both] == [(2, 1), (2, 2), (4, 1), (4, 2)]
+
+
 def test_the_budget(write):
     planned = load_comparison(
         write(strategies=["none", "er", "mssr", "joint"], budget=0.25), ["run.training.max_steps=10"]
@@ -127,6 +153,7 @@ def test_what_one_holds_out_none_trains_on(write):
         ({"orders": [["color", "size", "size"]]}, "does not name each of"),
         ({"grid": {"training.epoch": [1]}}, "none epoch=1: training.epoch: unknown key"),
         ({"grid": {"training.epochs": 3}}, r"grid: .*\(allowed: a mapping from a key to a list of its values"),
+        ({"vary": {"training.epochs": 3}}, r"vary: .*\(allowed: a mapping from a key to a list of its values"),
         ({"grid": {"training.epochs": [0]}}, "training.epochs: 0 is too small"),
         ({"reference": "er"}, r"reference: 'er' is no row of the table \(allowed: none, mssr\)"),
         ({"match": "tokens"}, "match: 'tokens' is not one of samples, none"),

@@ -26,21 +26,23 @@ from retain.types import InputError, Task
 REPLAY_SECTIONS = ("schedule", "trigger", "memory", "buffer")
 DATA_KEYS = {"tasks", "template", "on_invalid", "data_seed", "hold_out"}
 SYNTHESIS_SECTIONS = ("synthesis", "filters", "curriculum", "storage", "monitor")
+Values = Annotated[dict[str, list[Any]], Field(description="a mapping from a key to a list of its values")]
 
 
 class ComparisonFile(Section):
-    """Strategies x settings of a grid x seeds x orders of the tasks, on one run's configuration."""
+    """Strategies x settings x seeds x orders of the tasks, on one run's configuration."""
 
-    run: Annotated[str | dict[str, Any], Field(description="the YAML file of a run, or its keys below `run`")]
+    run: Annotated[
+        str | dict[str, Any], Field(description="the YAML file of a run or a comparison, or a run's keys below `run`")
+    ]
     strategies: Annotated[
         list[Any] | dict[str, Any],
         Field(min_length=1, description="a list of strategies, or a mapping from a label to a strategy or to keys"),
     ]
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [42])
     orders: Annotated[list[list[Text]], Field(min_length=1, description="a list of lists of task names")] | None = None
-    grid: Annotated[dict[str, list[Any]], Field(description="a mapping from a key to a list of its values")] = Field(
-        default_factory=dict
-    )
+    grid: Values = Field(default_factory=dict)
+    vary: Values = Field(default_factory=dict)
     reference: Text | None = None
     match: Literal["samples", "none"] = "samples"
     budget: Positive = 0.1
@@ -95,13 +97,15 @@ def load_comparison(path: str | Path, overrides: list[str] | None = None, out: P
     """Read the YAML file of a comparison; every problem is an InputError that names the file and the line."""
     path = Path(path)
     values, lines = read_yaml(path)
+    of_run = [text.removeprefix("run.") for text in overrides or [] if text.startswith("run.")]
     for override in overrides or []:
-        apply_override(values, lines, override)
+        if not override.startswith("run."):
+            apply_override(values, lines, override)
     try:
         file = ComparisonFile.model_validate(values)
     except ValidationError as error:
         raise problem_report(problems_of(error, ComparisonFile, values), str(path), lines) from None
-    base, run, run_lines, source = _base_run(file.run, path, lines)
+    base, run, run_lines, source = _base_run(file.run, path, lines, of_run)
     make_config({**run, "strategy": "none"}, source, run_lines)
     strategies = _strategies(file.strategies, path, lines)
     cells = list(_cells(file, run, strategies, path, lines))
@@ -139,14 +143,20 @@ def plan_cell(cell: Cell, tasks: Sequence[Task]) -> dict[str, Any]:
     return {**plan["totals"], "projected": projected}
 
 
-def _base_run(run: str | dict[str, Any], path: Path, lines: Lines) -> tuple[Path, dict[str, Any], Lines, str]:
+def _base_run(
+    run: str | dict[str, Any], path: Path, lines: Lines, overrides: list[str], above: tuple[Path, ...] = ()
+) -> tuple[Path, dict[str, Any], Lines, str]:
     """The folder, the plain values and the lines of the configuration that all runs share, and what to call it."""
-    if isinstance(run, str):
-        file = path.parent / run
-        values, run_lines = read_yaml(file)
-        return file.parent, lay_over(values, run_lines, []), run_lines, str(file)
-    inner = {key[1:]: line for key, line in lines.items() if key[0] == "run" and len(key) > 1}
-    return path.parent, lay_over(copy.deepcopy(run), {}, []), inner, f"{path}, run"
+    if not isinstance(run, str):
+        inner = {key[1:]: line for key, line in lines.items() if key[0] == "run" and len(key) > 1}
+        return path.parent, lay_over(copy.deepcopy(run), inner, overrides), inner, f"{path}, run"
+    file = path.parent / run
+    values, run_lines = read_yaml(file)
+    if not isinstance(values.get("run"), str | dict):
+        return file.parent, lay_over(values, run_lines, overrides), run_lines, str(file)
+    if file.resolve() in above:
+        raise InputError(f"{path}: run: {show(run)} leads back to itself; name a file that holds the keys of a run")
+    return _base_run(values["run"], file, run_lines, overrides, (*above, file.resolve()))
 
 
 def _strategies(named: list[Any] | dict[str, Any], path: Path, lines: Lines) -> dict[str, dict[str, Any]]:
@@ -178,10 +188,13 @@ def _cells(
     """Every cell once, row by row."""
     seen = set()
     points = [dict(zip(file.grid, values, strict=True)) for values in product(*file.grid.values())]
+    single = [{}, *({key: value} for key, values in file.vary.items() for value in values)]
+    points = [point | one for point in points for one in single]
+    keys = [*file.grid, *file.vary]
     for name, settings in strategies.items():
         for point in points:
             used = {key: value for key, value in point.items() if _matters(key, settings["strategy"])}
-            row = " ".join([name, *(f"{_short(key, file.grid)}={show(value)}" for key, value in used.items())])
+            row = " ".join([name, *(f"{_short(key, keys)}={_shown(value)}" for key, value in used.items())])
             if row in seen:
                 continue
             seen.add(row)
@@ -248,10 +261,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _short(key: str, grid: Mapping[str, Any]) -> str:
+def _short(key: str, keys: Sequence[str]) -> str:
     """The last part of a key where that tells it from the others."""
     last = key.rpartition(".")[2]
-    return last if [other.rpartition(".")[2] for other in grid].count(last) == 1 else key
+    return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
+
+
+def _shown(value: Any) -> str:
+    """A value of the grid in a row's name: text without quotes."""
+    return value if isinstance(value, str) else show(value)
 
 
 def _file_name(text: str) -> str:
