@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import retain.learner
+import retain.stages
 
 WORDS = {"color": ["red", "blue"], "size": ["big", "small"], "shape": ["round", "flat"]}
 
@@ -124,7 +124,7 @@ def tiny_values(folder: Path, **changes: object) -> dict:
 @contextmanager
 def stopped_in(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What runs inside is stopped as by Ctrl-C when it begins to train the stage with this number."""
-    real = retain.learner.train_stage
+    real = retain.stages.train_stage
 
     def stop(lm, stage, *rest):
         if stage.number == number:
@@ -132,5 +132,5 @@ def stopped_in(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return real(lm, stage, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(retain.learner, "train_stage", stop)
+        patched.setattr(retain.stages, "train_stage", stop)
         yield
