@@ -390,7 +390,9 @@ def test_a_task_without_validation_samples_is_named():
     buffer.admit([Sample("a/1", "a", "", "")], 10, {}, 1)
     replayer = Replayer(stage.plan, make("accuracy", kind="accuracy"), 2, 10, buffer.memory)
     with pytest.raises(InputError, match=r"task 'a': has no validation samples, which schedule.kind: accuracy scores"):
-        Checks(None, make("accuracy", kind="accuracy"), [], [Task("a")], stage, buffer, replayer, lambda *a, **k: None).begin()
+        Checks(
+            None, make("accuracy", kind="accuracy"), [], [Task("a")], stage, buffer, replayer, lambda *a, **k: None
+        ).begin()
 
 
 def test_averages_in_order():

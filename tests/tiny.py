@@ -19,6 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import retain.progress
 import retain.stages
 
 WORDS = {"color": ["red", "blue"], "size": ["big", "small"], "shape": ["round", "flat"]}
@@ -119,6 +120,21 @@ def tiny_values(folder: Path, **changes: object) -> dict:
         "output": "run",
     }
     return values | changes
+
+
+@contextmanager
+def stopped_after(number: int, step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs inside is stopped after this step of the stage with this number, as by a kill."""
+    real = retain.progress.StageProgress.save
+
+    def stop(self, after):
+        real(self, after)
+        if (self.stage.number, after) == (number, step):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(retain.progress.StageProgress, "save", stop)
+        yield
 
 
 @contextmanager

@@ -24,6 +24,19 @@ def stop(number: int, frame: FrameType | None = None) -> None:
     raise Stopped(number)
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside this block SIGTERM raises `Stopped`, as SIGINT raises KeyboardInterrupt anyway."""
+    before = None
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
 class Pending:
     """The signal that waits to be heard, if there is one; the same one again stops at once."""
 

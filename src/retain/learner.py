@@ -82,7 +82,7 @@ class Learner:
         self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
         self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
-        if not self.dir.journal.exists():
+        if not self.dir.begun:
             self.dir.log("start", strategy=chosen.name, seed=config.seed, model=config.model.name,
                          versions=self._versions)  # fmt: skip
 

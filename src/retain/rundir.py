@@ -57,14 +57,15 @@ class RunDir:
             if self.rows():
                 self._check_same(old, config)
             elif diff_config(old, config) or not list(self.stages.glob(f".00-*/{UNSCORED}")):
-                self.journal.unlink()
-        elif any(path.name != LOCK for path in self.path.iterdir()):
+                os.truncate(self.journal, 0)
+        elif not self.journal.exists() and any(path.name != LOCK for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
+        self.journal.touch()  # comes first, for it tells a run's directory from any other
         self.stages.mkdir(exist_ok=True)
-        begun = f".{len(self.rows()):02d}-" if self.journal.exists() else None
-        for leftover in self.stages.glob(".*"):
+        begun = f".{len(self.rows()):02d}-" if self.begun else None
+        for leftover in [*self.stages.glob(".*"), *self.path.glob("*.tmp")]:
             if not begun or not leftover.name.startswith(begun):
-                shutil.rmtree(leftover)
+                remove(leftover)
         write_text(self.config_file, dump_config(config))
         drop_torn_line(self.journal)
         return config
@@ -99,6 +100,11 @@ class RunDir:
     @property
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the journal has a line yet."""
+        return self.journal.stat().st_size > 0
 
     @property
     def buffer(self) -> Path:
@@ -146,8 +152,8 @@ class RunDir:
         if fresh and fresh.is_dir():
             shutil.rmtree(self.buffer, ignore_errors=True)
             os.replace(fresh, self.buffer)
-        for name in UNFINISHED if rows else ():
-            remove(rows[-1] / name)
+        for leftover in [path for name in (*UNFINISHED, "*.tmp") for path in (rows[-1].glob(name) if rows else ())]:
+            remove(leftover)
 
     def log(self, kind: str, **fields: Any) -> None:
         """Append one line to the journal."""
