@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from crash.same import differences
 from tiny import terse, tiny_llama, tiny_values, write_tasks
 
 import retain.run  # imported here, so that children need not
+from crash.same import differences
 from retain.config import make_config
 
 TRAINING = {"learning_rate": 1.0e-2, "batch_size": 4, "max_length": 128, "epochs": 2}
