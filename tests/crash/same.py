@@ -27,7 +27,7 @@ def differences(one: Path, other: Path) -> list[str]:
 def _content(path: Path, out: Path) -> Any:
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
-    content = path.read_bytes().replace(str(out).encode(), b"")
+    content = path.read_bytes().replace(str(out).encode(), b"").replace(str(out.parent).encode(), b"")
     if path.suffix == ".json":
         return _timeless(json.loads(content))
     if path.suffix == ".jsonl":
