@@ -328,7 +328,8 @@ def test_a_resumed_stage_goes_on_alike(kind):
     written = json.dumps(state)
     play(first, range(8, 12))
     assert json.dumps(state) == written  # what the first one does later does not reach the state
-    resumed = Curriculum.from_state(json.loads(written), *arguments)
+    resumed = Curriculum(*arguments)
+    resumed.resume(json.loads(written))
     assert play(resumed, range(8, 21)) == expected[7:]
     assert resumed.state() == whole.state()
 

@@ -45,7 +45,7 @@ def test_an_adaptive_curriculum_looks_at_synthetic_samples_alone(monkeypatch):
     dealer = CurriculumReplayer(plan, settings, 2, buffer, stage_curriculum(settings, plan, 1, buffer.tasks))
     seen = []
     monkeypatch.setattr(Checks, "_loss", lambda self, samples, cost: seen.append([s.id for s in samples]) or 1.0)
-    Checks(None, settings, [], [], Stage(2, Task("b"), plan, 0), buffer, dealer, lambda kind, **fields: None)
+    Checks(None, settings, [], [], Stage(2, Task("b"), plan, 0), buffer, dealer, lambda kind, **fields: None).begin()
     assert sorted(seen[1]) == sorted([*(f"a/{k}" for k in range(8)), *(f"seed/real/{k}" for k in range(8))])
 
 

@@ -12,7 +12,7 @@ from test_losses import language_model
 from test_run import adapter, journal, results, run_tiny, same_tensors
 from tiny import save_tiny_model, terse, tiny_llama, tiny_t5, tiny_values
 
-import retain.learner
+import retain.stages
 from retain.cards import TaskCard
 from retain.cli_views import make_plan
 from retain.config import dump_config, load_config, make_config
@@ -163,7 +163,7 @@ def test_it_is_written_once_and_a_run_that_was_stopped_goes_on_with_it(tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(retain.learner, "train_stage", stop)
+        patched.setattr(retain.stages, "train_stage", stop)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path)
     before = stored(tmp_path / "run")

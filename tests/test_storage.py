@@ -13,7 +13,7 @@ import pytest
 from test_run import journal, results
 from tiny import save_tiny_model, stopped_in
 
-import retain.learner
+import retain.stages
 import retain.synthesis.writer
 from retain.config import load_config, make_config
 from retain.generation import Generated
@@ -133,7 +133,7 @@ def memorizing(monkeypatch, joint=False):
 
     joint: an answer comes with it, memorized in every third.
     """
-    learned, counter, train = [], iter(range(10**6)), retain.learner.train_stage
+    learned, counter, train = [], iter(range(10**6)), retain.stages.train_stage
 
     def remembering(lm, stage, *rest):
         learned.extend(texts_of(stage.task.name))
@@ -148,7 +148,7 @@ def memorizing(monkeypatch, joint=False):
             found.append(Generated(lm.tokenizer(text, add_special_tokens=False).input_ids, -1.0, True))
         return found
 
-    monkeypatch.setattr(retain.learner, "train_stage", remembering)
+    monkeypatch.setattr(retain.stages, "train_stage", remembering)
     monkeypatch.setattr(retain.synthesis.writer, "sample", sample)
 
 
@@ -282,14 +282,14 @@ def test_hybrid_keeps_few_real_samples_and_replays_each_once_in_a_refresh(runs):
     assert sorted(sample["task"] for sample in real) == ["cities", "color", "color", "notes", "notes"]
     drawn = {stage: [] for stage in (1, 2, 3)}
 
-    class Recorded(retain.learner.CurriculumReplayer):
+    class Recorded(retain.stages.CurriculumReplayer):
         def draw(self, step, new=()):
             ids = super().draw(step)
             drawn[self._stage] += ids
             return ids
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retain.learner, "CurriculumReplayer", Recorded)
+        patch.setattr(retain.stages, "CurriculumReplayer", Recorded)
         run_secret(folder, "again", storage=modes["hybrid"])
     once = {stage: sorted(one for one in ids if "synthetic" not in one) for stage, ids in drawn.items()}
     assert once[1] == once[3] == []
@@ -317,12 +317,12 @@ def test_what_is_written_anew_is_compared_with_the_training_texts(tmp_path, monk
 
 
 def test_nothing_is_written_anew_whose_training_texts_are_gone(tmp_path, monkeypatch, caplog):
-    real = retain.learner.SelfSynthesis
+    real = retain.stages.SelfSynthesis
 
     def forgetful(*arguments):
         return real(*arguments[:4])
 
-    monkeypatch.setattr(retain.learner, "SelfSynthesis", forgetful)
+    monkeypatch.setattr(retain.stages, "SelfSynthesis", forgetful)
     out = run_secret(tmp_path, synthesis={"every": 1})
     assert [(line["stage"], line["task"]) for line in journal(out, "synthesis")] == [
         (1, "color"),

@@ -16,7 +16,7 @@ from test_storage import run_secret, write_secret_tasks
 from tiny import write_tasks
 
 import retain.checks
-import retain.learner
+import retain.stages
 from retain.buffer import Buffer
 from retain.checks import Checks
 from retain.config import make_config
@@ -321,7 +321,7 @@ def test_other_kinds_keep_their_own_clock(kind):
 
 def test_a_run_follows_the_norms_of_its_saved_adapters(tmp_path, monkeypatch):
     adapters = {}
-    real = retain.learner.train_stage
+    real = retain.stages.train_stage
 
     def keep_every_step(lm, stage, strategy, buffer, replayer, accelerator, config, watch):
         adapters[stage.number] = [lm.adapter_weights()]
@@ -333,7 +333,7 @@ def test_a_run_follows_the_norms_of_its_saved_adapters(tmp_path, monkeypatch):
 
         return real(lm, stage, strategy, buffer, replayer, accelerator, config, replace(watch, after_step=keep))
 
-    monkeypatch.setattr(retain.learner, "train_stage", keep_every_step)
+    monkeypatch.setattr(retain.stages, "train_stage", keep_every_step)
     out = run_tiny(tmp_path, strategy="forever", schedule={"first_interval": 2}, **three_epochs())
     norms = {
         stage: [
@@ -390,7 +390,9 @@ def test_a_task_without_validation_samples_is_named():
     buffer.admit([Sample("a/1", "a", "", "")], 10, {}, 1)
     replayer = Replayer(stage.plan, make("accuracy", kind="accuracy"), 2, 10, buffer.memory)
     with pytest.raises(InputError, match=r"task 'a': has no validation samples, which schedule.kind: accuracy scores"):
-        Checks(None, make("accuracy", kind="accuracy"), [], [Task("a")], stage, buffer, replayer, lambda *a, **k: None)
+        Checks(
+            None, make("accuracy", kind="accuracy"), [], [Task("a")], stage, buffer, replayer, lambda *a, **k: None
+        ).begin()
 
 
 def test_averages_in_order():

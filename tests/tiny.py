@@ -19,7 +19,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import retain.learner
+import retain.progress
+import retain.stages
 
 WORDS = {"color": ["red", "blue"], "size": ["big", "small"], "shape": ["round", "flat"]}
 
@@ -122,9 +123,24 @@ def tiny_values(folder: Path, **changes: object) -> dict:
 
 
 @contextmanager
+def stopped_after(number: int, step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs inside is stopped after this step of the stage with this number, as by a kill."""
+    real = retain.progress.StageProgress.save
+
+    def stop(self, after):
+        real(self, after)
+        if (self.stage.number, after) == (number, step):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(retain.progress.StageProgress, "save", stop)
+        yield
+
+
+@contextmanager
 def stopped_in(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What runs inside is stopped as by Ctrl-C when it begins to train the stage with this number."""
-    real = retain.learner.train_stage
+    real = retain.stages.train_stage
 
     def stop(lm, stage, *rest):
         if stage.number == number:
@@ -132,5 +148,5 @@ def stopped_in(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return real(lm, stage, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(retain.learner, "train_stage", stop)
+        patched.setattr(retain.stages, "train_stage", stop)
         yield

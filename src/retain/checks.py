@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from retain.buffer import Buffer, balanced_choice
 from retain.config import Config
@@ -23,7 +24,10 @@ VALIDATE_EVERY = 0.1  # of a stage, for early stopping
 
 
 class Checks:
-    """Called after each step of one stage; answers whether the stage should end. `costs` is what it took."""
+    """Called after each step of one stage; answers whether the stage should end. `costs` is what it took.
+
+    Call `begin` once before the first step.
+    """
 
     def __init__(
         self,
@@ -47,9 +51,21 @@ class Checks:
             stored, size = [sample for sample in stored if sample.id in drawn], PROBE
         self._curriculum = replayer.curriculum if adaptive and stored else None
         self._probe = [buffer.samples[name] for name in balanced_choice(stored, size, config.seed)]
+
+    def begin(self) -> None:
+        """The looks at the stage's start."""
         if self._curriculum:
             self._adapt(0)
         self._look(0)
+
+    def progress(self) -> dict[str, Any]:
+        """The costs so far, and what early stopping knows; triggers and curricula are the replayer's."""
+        return {"costs": dict(self.costs), "best": self._best, "worse": self._worse}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken, instead of `begin`."""
+        self.costs = Counter(progress["costs"])
+        self._best, self._worse = progress["best"], progress["worse"]
 
     def __call__(self, step: int, new_loss: float | None = None, update_norm: float | None = None) -> bool:
         """After local `step`, given the mean loss of its new samples and the norm of its update: True if the

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from retain.interrupts import stoppable
 from retain.types import GateError, InputError
 
 FAILED, WRONG_INPUT, GATE, INTERRUPTED = 1, 2, 3, 130
@@ -27,12 +28,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def guard(*args: Any, **options: Any) -> None:
         try:
             _show_log()
-            command(*args, **options)
+            with stoppable():
+                command(*args, **options)
             sys.stdout.flush()
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            _stop("stopped; run the same command again to resume", INTERRUPTED)
+        except KeyboardInterrupt as error:
+            _stop("stopped; run the same command again to resume", getattr(error, "code", INTERRUPTED))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None

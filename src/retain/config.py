@@ -14,6 +14,7 @@ from retain.sections import (
     BUILTIN,
     TASK_NAME,
     BufferConfig,
+    CheckpointConfig,
     EvaluationConfig,
     LoraConfig,
     MemoryConfig,
@@ -51,6 +52,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     lora: LoraConfig = LoraConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     filters: FiltersConfig = FiltersConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
@@ -144,9 +146,9 @@ def dump_config(config: Config) -> str:
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
-    """`training.epochs: 1 -> 2` for each key that differs, but for `output`."""
+    """`training.epochs: 1 -> 2` for each key that differs, but for those of `output` and `checkpoint`."""
     before, after = _settings(old), _settings(new)
-    keys = [key for key in {**before, **after} if key != "output"]
+    keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("output", "checkpoint")]
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in keys

@@ -227,15 +227,12 @@ class Curriculum:
             "history": [dict(entry) for entry in self.history],
         }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any], *arguments: Any) -> Curriculum:
-        """The stage that `state` describes; `arguments` are those of `__init__`."""
-        curriculum = cls(*arguments)
-        curriculum.history = [dict(entry) for entry in state["history"]]
-        curriculum._given = list(state["given"])
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.history = [dict(entry) for entry in state["history"]]
+        self._given = list(state["given"])
         for name in ("adapted", "lowered", "exact", "best_new", "first_old", "left"):
-            setattr(curriculum, f"_{name}", state[name])
-        return curriculum
+            setattr(self, f"_{name}", state[name])
 
 
 # Samples of a step

@@ -38,9 +38,8 @@ class PrivateGradient:
                         self.options.delta, size, size)  # fmt: skip
         self.rate = min(1.0, int(plan.new_per_step.max()) / size)
         sequence = np.random.SeedSequence((noise_seed(privacy), stage))
-        drawing, noise = sequence.spawn(2)
+        drawing, self._noise = sequence.spawn(2)
         self._drawing = np.random.default_rng(drawing)
-        self._noise = torch.Generator().manual_seed(int(noise.generate_state(1, np.uint64)[0]) >> 1)
         self._sums = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def batches(self, samples: Sequence[Sample], steps: int) -> Iterator[list[Sample]]:
@@ -59,11 +58,14 @@ class PrivateGradient:
                 total += scale * parameter.grad
                 parameter.grad = None
 
-    def release(self, replayed: int) -> None:
-        """Leave the noisy mean as the parameters' gradient, and begin a new sum."""
+    def release(self, replayed: int, step: int) -> None:
+        """Leave the noisy mean as the parameters' gradient, and begin a new sum. The noise is a function of the
+        stage's `step`, so that a resumed stage draws it anew."""
         deviation = self.options.noise_multiplier * self.options.max_grad_norm
+        seed = np.random.SeedSequence(self._noise.entropy, spawn_key=(*self._noise.spawn_key, step))
+        generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
         for total, parameter in zip(self._sums, self.parameters, strict=True):
-            noise = torch.randn(total.shape, generator=self._noise, dtype=torch.float64) * deviation
+            noise = torch.randn(total.shape, generator=generator, dtype=torch.float64) * deviation
             parameter.grad = (total + noise.to(total)) / (self.rate * self.size + replayed)
             total.zero_()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +138,22 @@ class CurriculumReplayer:
     def pending(self) -> int:
         """Samples drawn and not yet handed out: none, a step takes what it draws."""
         return 0
+
+    def progress(self) -> dict[str, Any]:
+        """What a resumed stage needs beside the arguments of `__init__`."""
+        return {
+            "events": self.events,
+            "drawn": self.drawn,
+            "decks": self._decks,
+            "passes": self._passes,
+            "curriculum": self.curriculum.state(),
+        }
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken."""
+        self.events = [Event(*event) for event in progress["events"]]
+        self.drawn, self._decks, self._passes = progress["drawn"], progress["decks"], progress["passes"]
+        self.curriculum.resume(progress["curriculum"])
 
     def draw(self, step: int, new: Sequence[Sample] = ()) -> list[str]:
         """The ids to mix into local `step` (from 1); its `new` samples do not matter."""

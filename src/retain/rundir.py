@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,9 @@ from retain.privacy import privacy_facts
 from retain.types import InputError
 
 LOCK = ".lock"
+# What a row's scratch folder holds until it is finished, beside the row itself.
+CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
+UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
 SCORES = ("generated", "likelihood", "likelihood_summed", "nll")
 COSTS = (
     "train_tokens",
@@ -48,20 +51,23 @@ class RunDir:
         `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
         """
         self._lock()
-        if (self.path / "journal.jsonl").exists() and self.config_file.exists():
+        if self.journal.exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
             config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
             if self.rows():
                 self._check_same(old, config)
-            else:
-                (self.path / "journal.jsonl").unlink()
-        elif any(path.name != LOCK for path in self.path.iterdir()):
+            elif diff_config(old, config) or not list(self.stages.glob(f".00-*/{UNSCORED}")):
+                os.truncate(self.journal, 0)
+        elif not self.journal.exists() and any(path.name != LOCK for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
+        self.journal.touch()  # comes first, for it tells a run's directory from any other
         self.stages.mkdir(exist_ok=True)
-        for leftover in self.stages.glob(".*"):
-            shutil.rmtree(leftover)
+        begun = f".{len(self.rows()):02d}-" if self.begun else None
+        for leftover in [*self.stages.glob(".*"), *self.path.glob("*.tmp")]:
+            if not begun or not leftover.name.startswith(begun):
+                remove(leftover)
         write_text(self.config_file, dump_config(config))
-        drop_torn_line(self.path / "journal.jsonl")
+        drop_torn_line(self.journal)
         return config
 
     def _lock(self) -> None:
@@ -92,6 +98,15 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the journal has a line yet."""
+        return self.journal.stat().st_size > 0
+
+    @property
     def buffer(self) -> Path:
         return self.path / "buffer"
 
@@ -103,36 +118,58 @@ class RunDir:
 
     @contextmanager
     def finish_row(self, row: int, name: str) -> Iterator[Path]:
-        """A scratch folder that becomes the row's folder, and its buffer the run's, at the end or never."""
+        """A scratch folder that becomes the row's folder, and its buffer the run's, at the end or never.
+
+        It holds what a run that was stopped in this row left there.
+        """
         scratch = self.stages / f".{row:02d}-{name}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        for other in self.stages.glob(".*"):
+            if other != scratch:
+                shutil.rmtree(other)
+        scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
         os.replace(scratch, self.stages / f"{row:02d}-{name}")
-        self.settle_buffer()
+        sync_folder(self.stages)
+        self.settle()
 
     def adopt(self, rows: Iterable[Path]) -> None:
         """Take over finished rows of another run, in their order, and the buffer that lies in the last one."""
         for row in rows:
-            scratch = self.stages / f".{row.name}"
+            scratch = self.stages / f".adopted-{row.name}"
+            shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(row, scratch)
             os.replace(scratch, self.stages / row.name)
             self.log("adopted", row=row.name)
-        self.settle_buffer()
+        self.settle()
 
-    def settle_buffer(self) -> None:
-        """Move the newest row's buffer to its place; a crash between the two moves is mended here."""
+    def settle(self) -> None:
+        """Move the newest row's buffer to its place and drop what only an unfinished row needs.
+
+        A crash between these moves is mended here.
+        """
         rows = self.rows()
         fresh = rows[-1] / "buffer" if rows else None
         if fresh and fresh.is_dir():
             shutil.rmtree(self.buffer, ignore_errors=True)
             os.replace(fresh, self.buffer)
+        for leftover in [path for name in (*UNFINISHED, "*.tmp") for path in (rows[-1].glob(name) if rows else ())]:
+            remove(leftover)
 
     def log(self, kind: str, **fields: Any) -> None:
         """Append one line to the journal."""
         line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        with open(self.path / "journal.jsonl", "a", encoding="utf-8") as file:
+        with open(self.journal, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def journal_size(self) -> int:
+        """Bytes of the journal, which are safely on the disk then."""
+        with open(self.journal, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut_journal(self, again: Callable[[dict[str, Any]], bool], start: int = 0) -> None:
+        """Take out the lines from byte `start` on that a resumed run is going to write `again`."""
+        cut_lines(self.journal, again, start)
 
     def scores(self, row: Path) -> dict[str, Any]:
         """The scores.json of one row."""
@@ -204,14 +241,56 @@ def drop_torn_line(path: Path) -> None:
         os.truncate(path, whole.rfind(b"\n") + 1)
 
 
-def write_text(path: Path, text: str) -> None:
+def cut_lines(path: Path, again: Callable[[dict[str, Any]], bool], start: int = 0) -> None:
+    """Take the objects that are written `again` out of a file of JSON lines, from byte `start` on."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    lines = whole[start:].splitlines(keepends=True)
+    kept = [line for line in lines if not again(_object(line))]
+    if len(kept) < len(lines):
+        write_bytes(path, whole[:start] + b"".join(kept))
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The object of a line; an empty one for a line that holds something else, which is not for us to judge."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that what was renamed in a folder is so on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     scratch = path.with_name(path.name + ".tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(scratch, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

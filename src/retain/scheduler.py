@@ -142,6 +142,29 @@ class Replayer:
         """Samples drawn and not yet handed out."""
         return len(self._queue) + sum(map(len, self._later.values()))
 
+    def progress(self) -> dict[str, Any]:
+        """What a resumed stage needs beside the arguments of `__init__`."""
+        return {
+            "events": self.events,
+            "drawn": self.drawn,
+            "last_event": self.last_event,
+            "queue": list(self._queue),
+            "later": self._later,
+            "exact": self._exact,
+            "answered": self._answered,
+            "trigger": self.trigger.progress() if self.trigger else {},
+        }
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken."""
+        self.events = [Event(*event) for event in progress["events"]]
+        self.drawn, self.last_event = progress["drawn"], progress["last_event"]
+        self._queue = deque(progress["queue"])
+        self._later = {int(step): ids for step, ids in progress["later"].items()}
+        self._exact, self._answered = progress["exact"], progress["answered"]
+        if self.trigger:
+            self.trigger.resume(progress["trigger"])
+
     def draw(self, step: int, new: Sequence[Sample] = ()) -> list[str]:
         """The ids to mix into local `step` (from 1) beside its `new` samples, drawn from memory at global step
         `first_step + step`."""

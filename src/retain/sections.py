@@ -236,6 +236,14 @@ class LoraConfig(Section):
     target_modules: Modules | None = None
 
 
+class CheckpointConfig(Section):
+    """When a stage is saved inside, so that it goes on from there after a crash. Changes no result."""
+
+    every: Count | None = None
+    minutes: Positive | None = 10.0
+    keep: Count = 2
+
+
 class EvaluationConfig(Section):
     """What is measured, and when."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from retain.buffer import Buffer, balanced_choice
 from retain.cards import CARDS_FILE, TaskCard, label_set, read_cards, texts_of, write_cards
@@ -20,6 +22,7 @@ from retain.presets import preset_of
 from retain.quality.filters import Candidate
 from retain.quality.ngrams import words
 from retain.rehearsal import samples_asked
+from retain.sealed import read_sealed, write_sealed
 from retain.store import DEMONSTRATIONS, NAME, read_lines, write_lines
 from retain.synthesis.prompts import SHOWING, Pair, prompts, writing_prompt
 from retain.synthesis.watch import drifted, real_perplexities, watch
@@ -38,6 +41,7 @@ class SelfSynthesis:
     their data are at hand. In storage mode `on-demand` nothing that was written outlives a stage, in `cached` at most
     `cache_size` samples do, and what a stage lacks is written again at its start, by the model as the last stage left
     it. What was written without a look at its task's training texts is not kept: it might be a copy of one.
+    `scratch`: where what is written for a task lies until the row is finished, so that it is not written again.
     """
 
     def __init__(
@@ -59,7 +63,16 @@ class SelfSynthesis:
                     self.demonstrations.setdefault(row["task"], []).append((row["input"], row["answer"]))
         self.drifted: list[str] = []
         self.tokens = 0
+        self.scratch: Path | None = None
         self._passing: set[str] = set()  # ids of samples that live for this stage alone
+
+    def progress(self) -> dict[str, Any]:
+        """What `prepare` left here."""
+        return {"drifted": self.drifted, "tokens": self.tokens, "passing": sorted(self._passing)}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Take over what `prepare` left, instead of it."""
+        self.drifted, self.tokens, self._passing = progress["drifted"], progress["tokens"], set(progress["passing"])
 
     def known(self, task: Task, stage: int) -> dict[str, TaskCard]:
         """The cards of the past tasks and, without statistics of its own, of the one that is being learned."""
@@ -144,13 +157,10 @@ class SelfSynthesis:
 
     def _write(self, card: TaskCard, count: int, stage: int, when: str, real: Sequence[Pair] = ()) -> Written:
         """Write samples of one task, watch the drift, and log the account."""
-        writer = Writer(self.lm, self.config)
-        if self.config.synthesis.demonstrations_from == "training":
-            shown = real_pairs(self.at_hand[card.name])
-        else:
-            shown = self.demonstrations.get(card.name, [])
-        written = writer.write(card, count, stage, shown)
-        facts = watch(writer, card, written.kept, real)
+        if not (found := self._written_before(when, card)):
+            found = self._write_anew(card, count, stage, real)
+            self._keep(when, card, *found)
+        written, facts = found
         drift = drifted(facts, self.config.monitor)
         if drift:
             by = 0.0 if preset_of(self.config.strategy).replay else self.config.monitor.lower_by
@@ -162,6 +172,30 @@ class SelfSynthesis:
         self.tokens += written.tokens
         self.log("synthesis", stage=stage, task=card.name, when=when, **written.facts(), drift=facts, drifted=drift)
         return written
+
+    def _write_anew(self, card: TaskCard, count: int, stage: int, real: Sequence[Pair]) -> tuple[Written, dict]:
+        """New samples of a task, and how far they are from its real ones."""
+        writer = Writer(self.lm, self.config)
+        if self.config.synthesis.demonstrations_from == "training":
+            shown = real_pairs(self.at_hand[card.name])
+        else:
+            shown = self.demonstrations.get(card.name, [])
+        written = writer.write(card, count, stage, shown)
+        return written, watch(writer, card, written.kept, real)
+
+    def _written_before(self, when: str, card: TaskCard) -> tuple[Written, dict] | None:
+        """What a run that was stopped had written of the task with these very weights."""
+        found = self.scratch and read_sealed(self.scratch / f"{when}-{card.name}.jsonl")
+        if not found or found["weights"] != _digest(self.lm):
+            return None
+        kept = [Candidate(**one) for one in found["written"].pop("kept")]
+        return Written(**found["written"], kept=kept), found["drift"]
+
+    def _keep(self, when: str, card: TaskCard, written: Written, drift: dict) -> None:
+        if self.scratch:
+            self.scratch.mkdir(exist_ok=True)
+            content = {"weights": _digest(self.lm), "written": asdict(written), "drift": drift}
+            write_sealed(self.scratch / f"{when}-{card.name}.jsonl", content)
 
     def _forget(self, task: Task, buffer: Buffer, step: int, losses: Mapping[str, float], stage: int) -> None:
         """Cut the buffer to what the storage mode keeps; `hybrid` lets some real samples in."""
@@ -261,6 +295,14 @@ def sample_row(name: str, task: str, kept: Candidate) -> dict[str, Any]:
         "consistency": kept.consistency,
         "votes": kept.votes,
     }
+
+
+def _digest(lm: LanguageModel) -> str:
+    """SHA-256 of the parameters that are trained, in hexadecimal."""
+    found = hashlib.sha256()
+    for parameter in lm.parameters():
+        found.update(parameter.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _mean(writer: Writer, samples: Sequence[Sample], frame: Frame) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from retain.buffer import Buffer
+from retain.checkpoint import Resumable
 from retain.config import Config
 from retain.dp_sgd import PrivateGradient
 from retain.losses import label_logits, make_rows, row_losses, token_losses
@@ -24,7 +27,7 @@ from retain.rehearsal import CurriculumReplayer
 from retain.scheduler import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
-from retain.strategies.base import Batch, Strategy
+from retain.strategies.base import Batch, Strategy, trained
 from retain.types import Sample, Task
 
 LEAST_WEIGHT = 1e-12  # of a loss: a strategy that adds a term of a weight of its own divides by it
@@ -43,12 +46,15 @@ class Stage:
 
 @dataclass(slots=True)
 class Watch:
-    """What a caller may do during a stage: keep a log, look at the memory, evaluate and end the stage."""
+    """What a caller may do during a stage: keep a log, look at the memory, evaluate and end the stage, put its parts
+    where they were saved before the first step, and save them after each one."""
 
     log: Callable[..., None] = lambda kind, **fields: None
     refreshed: Callable[[int], None] = lambda step: None
     after_step: Callable[[int, float | None, float | None], bool] = lambda step, new_loss, update_norm: False
     reviewed: Callable[[int, dict[str, float]], None] = lambda step, losses: None
+    resume: Callable[[Mapping[str, Resumable]], None] = lambda parts: None
+    save: Callable[[int], None] = lambda step: None
 
 
 @dataclass(slots=True)
@@ -61,7 +67,18 @@ class StageRecord:
     replayed_samples: int = 0
     replayed_tokens: int = 0
     train_seconds: float = 0.0
+    ended: bool = False
     private: PrivateGradient | None = None
+
+    def progress(self) -> dict[str, Any]:
+        """All but what DP-SGD keeps, which is a function of its seed and the step."""
+        return asdict(replace(self, private=None))
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken."""
+        for name, value in progress.items():
+            if name != "private":
+                setattr(self, name, value)
 
 
 def new_batches(samples: Sequence[Sample], plan: StagePlan, seed: int, stage: int) -> Iterator[list[Sample]]:
@@ -100,6 +117,31 @@ class Optimization:
         warmup = round_amount(config.warmup * steps)
         self.schedule = get_scheduler(config.schedule, adamw, num_warmup_steps=warmup, num_training_steps=steps)
 
+    def progress(self) -> dict[str, Any]:
+        """The trained weights, and the state of all that changes them."""
+        scaler = self.accelerator.scaler
+        moments = self.optimizer.state_dict()
+        return {
+            "done": self.done,
+            "weights": {name: weight.detach() for name, weight in trained(self.lm.model).items()},
+            "moments": {str(index): values for index, values in moments["state"].items()},
+            "groups": moments["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken."""
+        self.done, moments = progress["done"], progress["moments"]
+        with torch.no_grad():
+            for name, weight in trained(self.lm.model).items():
+                weight.copy_(progress["weights"][name])
+        state = {int(index): values for index, values in moments.items()}
+        self.optimizer.load_state_dict({"state": state, "param_groups": progress["groups"]})
+        self.schedule.load_state_dict(progress["schedule"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
+
     def step(self, samples: Sequence[Sample], weights: np.ndarray, new: int | None = None) -> np.ndarray:
         """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
 
@@ -124,7 +166,7 @@ class Optimization:
                 if self.private:
                     self.private.take(clip=row.members[0] < new)
         if self.private:
-            self.private.release(len(samples) - new)
+            self.private.release(len(samples) - new, self.done)
         self._update()
         return losses.numpy()
 
@@ -172,7 +214,8 @@ def train_stage(
     measured = config.schedule.clock == "updates"
     optimization = Optimization(lm, strategy, accelerator, config.training, plan.steps, seed, record.private, measured)
     refresh_every = every_steps(config.memory.refresh_every, plan.steps)
-    for step, new in enumerate(_bar(batches, task, plan), start=1):
+    watch.resume({"record": record, "optimization": optimization, "strategy": strategy, "replayer": replayer})
+    for step, new in enumerate(_bar(batches, task, plan, record), start=record.steps + 1):
         now, started = stage.first_step + step, time.perf_counter()
         # --------------------------------------------------------------------------------------
         replayed = [buffer.samples[i] for i in replayer.draw(step, new)]
@@ -187,7 +230,9 @@ def train_stage(
         line = _account(record, lm, new, replayed, losses, time.perf_counter() - started)
         line |= {"update_norm": optimization.update_norm} if measured else {}
         watch.log("step", stage=stage.number, task=task.name, step=step, global_step=now, **line)
-        if watch.after_step(step, line["new_loss"], optimization.update_norm):
+        record.ended = watch.after_step(step, line["new_loss"], optimization.update_norm) or step == plan.steps
+        watch.save(step)
+        if record.ended:
             break
     if not all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
         raise FloatingPointError(f"{task.name}: the last update left weights that are not finite; {LOWER_RATE}")
@@ -195,9 +240,12 @@ def train_stage(
     return record
 
 
-def _bar(batches: Iterator[list[Sample]], task: Task, plan: StagePlan) -> tqdm:
-    """A progress bar that shows only on a terminal, and where the stage takes longer than two seconds."""
-    return tqdm(batches, f"train {task.name}", plan.steps, unit="step", delay=2, leave=False, disable=None)
+def _bar(batches: Iterator[list[Sample]], task: Task, plan: StagePlan, record: StageRecord) -> tqdm:
+    """The steps that are left to take, under a progress bar that shows only on a terminal, and where the stage takes
+    longer than two seconds."""
+    done = record.steps
+    left = () if record.ended else islice(batches, done, None)
+    return tqdm(left, f"train {task.name}", plan.steps, initial=done, unit="step", delay=2, leave=False, disable=None)
 
 
 def observe(running: dict[str, float], samples: Sequence[Sample], losses: np.ndarray, beta: float) -> None:

@@ -49,7 +49,8 @@ class Average:
 
 
 class Trigger:
-    """Decides in one stage whether an event is due. `state` is what the next stage needs to know."""
+    """Decides in one stage whether an event is due. `state` is what the next stage needs to know, `progress` what the
+    same stage does that is resumed."""
 
     def saw(self, loss: float | None, update: float | None) -> None:
         """After a step: the mean loss of its new samples, and the norm of its update where that is measured."""
@@ -67,6 +68,12 @@ class Trigger:
 
     def state(self) -> dict[str, Any]:
         return {}
+
+    def progress(self) -> dict[str, Any]:
+        return self.state()
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken."""
 
 
 class LossAverages(Trigger):
@@ -92,6 +99,10 @@ class LossAverages(Trigger):
     def state(self) -> dict[str, Any]:
         return {"short": self.short.state(), "long": self.long.state()}
 
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.short = Average(self.short.beta, **progress["short"])
+        self.long = Average(self.long.beta, **progress["long"])
+
 
 class LossVariance(Trigger):
     """The variance of the run's last `window` batch losses is above `growth` times that of as many before them."""
@@ -112,6 +123,10 @@ class LossVariance(Trigger):
 
     def state(self) -> dict[str, Any]:
         return {"losses": list(self.losses)}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.losses.clear()
+        self.losses.extend(progress["losses"])
 
 
 class Checked(Trigger):
@@ -146,6 +161,12 @@ class ProbeLoss(Checked):
             self.reference = self.latest
         return called
 
+    def progress(self) -> dict[str, Any]:
+        return {"called": self.called, "reference": self.reference, "latest": self.latest}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.called, self.reference, self.latest = (progress[name] for name in ("called", "reference", "latest"))
+
 
 class Accuracy(Checked):
     """A past task's score is more than `drop`, and at least two answers, below its best so far in the run."""
@@ -164,6 +185,12 @@ class Accuracy(Checked):
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best}
+
+    def progress(self) -> dict[str, Any]:
+        return {"called": self.called, "best": self.best}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.called, self.best = progress["called"], progress["best"]
 
 
 class UpdateClock(Trigger):
@@ -195,6 +222,14 @@ class UpdateClock(Trigger):
 
     def state(self) -> dict[str, Any]:
         return {"update": self.size or (fmean(self.norms) if self.norms else None)}
+
+    def progress(self) -> dict[str, Any]:
+        return {"norms": self.norms, "next": self.next}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.norms = progress["norms"]
+        while self.next < progress["next"]:
+            self.next = next(self.times)
 
 
 def trigger_of(

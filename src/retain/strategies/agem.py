@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from retain.strategies.base import Strategy
@@ -17,6 +20,12 @@ class AGem(Strategy):
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:
         self.step = 0
+
+    def progress(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.step = progress["step"]
 
     def adjust_gradients(self, model: torch.nn.Module) -> None:
         self.step += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,14 @@ class Context:
     cards: Mapping[str, TaskCard] = field(default_factory=dict)
     probe_tokens: int = 0
 
+    def progress(self) -> dict[str, Any]:
+        """What the stage's methods have read so far."""
+        return {"probe_tokens": self.probe_tokens}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on where `progress` was taken."""
+        self.probe_tokens = progress["probe_tokens"]
+
     def rows(self, samples: Sequence[Sample]) -> Iterator[Row]:
         """The forward passes that cover the samples, without dropout, counted as probes."""
         sequences = [self.lm.encode(sample) for sample in samples]
@@ -77,7 +85,8 @@ class Strategy:
 
     Replay is not a strategy class: which samples a batch holds is decided by the schedule and the
     memory before the strategy sees it, so every strategy here combines with every kind of replay.
-    A strategy lives for one stage; what must outlast it goes through `state_dict`.
+    A strategy lives for one stage; what must outlast it goes through `state_dict`, and what changes from step to step
+    through `progress`.
     """
 
     def __init__(self, options: Section | None = None, context: Context | None = None) -> None:
@@ -103,6 +112,13 @@ class Strategy:
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what the last stage left; called before `begin_task`."""
+
+    def progress(self) -> dict[str, Any]:
+        """What changed since `begin_task`, between two steps: tensors and plain values."""
+        return {}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Take over what `progress` said, after `begin_task` with the stage's first weights."""
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,6 +47,13 @@ class Combined(Strategy):
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(under(name, tensors))
+
+    def progress(self) -> dict[str, Any]:
+        return {name: part.progress() for name, part in self.parts.items()}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.resume(progress[name])
 
     def save(self, folder: Path) -> None:
         """Write what the next stage needs into a stage's folder; nothing where there are no strategies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -37,6 +38,13 @@ class SynapticIntelligence(QuadraticPenalty):
         for name, gradient in self.gradient.items():
             self.path[name] -= gradient * (now[name] - self.last[name])
         self.last = now
+
+    def progress(self) -> dict[str, Any]:
+        return {"last": self.last, "path": self.path, "gradient": self.gradient}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        for name, tensors in progress.items():
+            setattr(self, name, {key: value.to(self.start[key].device) for key, value in tensors.items()})
 
     def end_task(self, model: torch.nn.Module, task: Task) -> None:
         self._follow(model)

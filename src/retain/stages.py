@@ -1,0 +1,186 @@
+"""One stage of a run, from its start or a checkpoint to its last step and what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from retain.buffer import Buffer
+from retain.checks import Checks
+from retain.config import Config
+from retain.interrupts import deferred
+from retain.model import LanguageModel
+from retain.presets import preset_of
+from retain.progress import BUFFER, StageProgress
+from retain.rehearsal import CurriculumReplayer, curriculum_pools, pool, refreshed, stage_curriculum
+from retain.rundir import WRITTEN, RunDir
+from retain.scheduler import Replayer
+from retain.selfsynthesis import SelfSynthesis, check_descriptions
+from retain.strategies import Context, build
+from retain.strategies.mir import MostInterfered
+from retain.trace import MemoryTrace
+from retain.trainer import Stage, StageRecord, Watch, train_stage
+from retain.types import Sample, Task
+
+log = logging.getLogger("retain")
+
+
+@dataclass(slots=True)
+class StageRun:
+    """A stage with what it needs of its run: the tasks to score, the past ones, and what the buffer starts with."""
+
+    lm: LanguageModel
+    accelerator: Accelerator
+    config: Config
+    dir: RunDir
+    tasks: Sequence[Task]
+    past: Sequence[Task]
+    stage: Stage
+    seed: Sequence[Sample]
+
+    def learn(self, folder: Path) -> dict[str, Any]:
+        """Train the stage, or what is left of it, into its folder; returns what its scores.json will hold."""
+        stage, config, lm = self.stage, self.config, self.lm
+        synthesis = self._synthesis(folder)
+        progress = StageProgress(folder, stage, self.dir, config, to_the_end=synthesis is not None)
+        buffer = self._buffer(progress, synthesis)
+        cards = synthesis.known(stage.task, stage.number) if synthesis else {}
+        context = Context(lm, buffer, self.accelerator, config.seed, stage.number, cards)
+        replayer = self._replayer(buffer, synthesis, context)
+        strategy = build(preset_of(config.strategy), context, config)
+        if stage.number > 1:
+            strategy.load(self.dir.rows()[-1], lm.device)
+        trace = MemoryTrace(folder, stage.number, buffer)
+        checks = Checks(lm, config, self.tasks, self.past, stage, buffer, replayer, self.dir.log)
+        progress.begin(buffer, trace, checks)
+        watch = Watch(self.dir.log, trace.write, checks, trace.review,
+                      lambda parts: progress.resume({**parts, "context": context}), progress.save)  # fmt: skip
+        with deferred() as progress.pending:
+            record = train_stage(lm, stage, strategy, buffer, replayer, self.accelerator, config, watch)
+        self._log_events(replayer, buffer)
+        self._remember(buffer, record, trace, synthesis, folder)
+        lm.save_adapter(folder / "adapter")
+        buffer.save(folder / "buffer")
+        strategy.save(folder)
+        spent = Counter(probe_tokens=context.probe_tokens, generated_tokens=synthesis.tokens if synthesis else 0)
+        costs = {"train_seconds": record.train_seconds, "train_tokens": record.train_tokens,
+                 "replayed_samples": record.replayed_samples, "replayed_tokens": record.replayed_tokens,
+                 "seconds": progress.seconds, **(checks.costs + spent)}  # fmt: skip
+        return self._facts(record, costs) | {
+            "last_event": replayer.last_event,
+            "trigger": replayer.trigger and replayer.trigger.state(),
+            "drifted": synthesis.drifted if synthesis else [],
+        }
+
+    def _facts(self, record: StageRecord, costs: dict[str, float]) -> dict[str, Any]:
+        """The end of the stage as the journal and its scores.json have it."""
+        stage, task = self.stage, self.stage.task
+        step = stage.first_step + record.steps
+        truncated = sum(self.lm.encode(sample).truncated for sample in task.train)
+        if truncated:
+            log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)
+        done = map(self.dir.scores, self.dir.rows()[1:])
+        privacy = record.private and record.private.account(record.steps, [row["privacy"]["spent"] for row in done])
+        facts = {"truncated": truncated, "privacy": privacy}
+        self.dir.log("stage_end", stage=stage.number, task=task.name, step=step, **facts, **costs)
+        return {"row": stage.number, "task": task.name, "fingerprint": task.fingerprint, "steps": record.steps,
+                **facts, "scores": {}, "costs": costs}  # fmt: skip
+
+    def _synthesis(self, folder: Path) -> SelfSynthesis | None:
+        """What the run knows of its past tasks where their data may not be kept; None for stored rehearsal."""
+        if not preset_of(self.config.strategy).source:
+            return None
+        check_descriptions(self.config, [self.stage.task])
+        last = self.dir.rows()[-1] if self.past else None
+        synthesis = SelfSynthesis(self.lm, self.config, last, self.dir.log, self.past)
+        synthesis.check_prompt(self.stage.task)
+        synthesis.scratch = folder / WRITTEN
+        return synthesis
+
+    def _buffer(self, progress: StageProgress, synthesis: SelfSynthesis | None) -> Buffer:
+        """The buffer as a checkpoint has it, or at the stage's start, with what is written for this stage."""
+        config, stage = self.config, self.stage
+        if synthesis:
+            progress.resume({"synthesis": synthesis})
+        if progress.saved:
+            return Buffer.load(progress.saved.folder / BUFFER, config.buffer, config.memory, config.seed)
+        if self.dir.buffer.is_dir() or self.dir.rows()[1:]:
+            buffer = Buffer.load(self.dir.buffer, config.buffer, config.memory, config.seed)
+        else:
+            buffer = Buffer(config.buffer, config.memory, config.seed)
+            if self.seed and preset_of(config.strategy).keeps_buffer:
+                buffer.seed_with(self.seed)
+        buffer.memory.set_unit(stage.plan.time_unit or 1.0, stage.first_step)
+        self._announce()
+        if synthesis:
+            past = [(known.name, len(known.train)) for known in self.past]
+            asked = pool(config, past, len(stage.task.train), len(self.seed))
+            synthesis.prepare(stage.number, asked, buffer, stage.first_step)
+        return buffer
+
+    def _replayer(
+        self, buffer: Buffer, synthesis: SelfSynthesis | None, context: Context
+    ) -> Replayer | CurriculumReplayer:
+        stage = self.stage
+        if synthesis and not preset_of(self.config.strategy).replay:
+            return self._curriculum(buffer, synthesis)
+        confidences = {
+            name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
+        }
+        last = self.dir.scores(self.dir.rows()[-1])
+        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences,
+                        last.get("last_event"), last.get("trigger"),
+                        MostInterfered(context, self.config.training.learning_rate))  # fmt: skip
+
+    def _curriculum(self, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
+        """The replayer of a stage whose synthetic share follows α(t)."""
+        stage, section, pools = self.stage, self.config.curriculum, curriculum_pools(self.config, buffer)
+        needed = "similarity" in (section.kind, section.split)
+        similarities = synthesis.similarities(stage.task, buffer) if needed else None
+        sizes = {task: len(ids) for task, ids in pools.items()}
+        curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, sizes, similarities)
+        if self.dir.scores(self.dir.rows()[-1]).get("drifted") or synthesis.drifted:
+            curriculum.lower(self.config.monitor.lower_by)
+        drawn = {name for ids in pools.values() for name in ids}
+        due = [name for name in buffer.samples if name not in drawn] if refreshed(self.config, stage.number) else []
+        return CurriculumReplayer(stage.plan, self.config, stage.number, buffer, curriculum, due)
+
+    def _announce(self) -> None:
+        stage, plan = self.stage, self.stage.plan
+        events = [event.to_dict() for event in plan.events]
+        self.dir.log("plan", stage=stage.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
+                     buffer=plan.buffer_size, events=events)  # fmt: skip
+        self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)
+        replayed = sum(event.replayed for event in plan.events)
+        log.info("stage %d: %s, %d steps, %d samples to replay", stage.number, plan.task, plan.steps, replayed)
+
+    def _remember(
+        self,
+        buffer: Buffer,
+        record: StageRecord,
+        trace: MemoryTrace,
+        synthesis: SelfSynthesis | None,
+        folder: Path,
+    ) -> None:
+        """The end of a stage: refresh what is tracked, then let the stage's own samples in, or ones written of it."""
+        stage, now = self.stage, self.stage.first_step + record.steps
+        buffer.memory.refresh(now)
+        trace.write(now)
+        trace.close()
+        if synthesis:
+            synthesis.remember(stage.task, stage.number, buffer, now, record.losses, folder)
+        elif preset_of(self.config.strategy).keeps_buffer:
+            buffer.admit(stage.task.train, now, record.losses, stage.number)
+
+    def _log_events(self, replayer: Replayer, buffer: Buffer) -> None:
+        stage = self.stage
+        for event, ids in zip(replayer.events, replayer.drawn, strict=True):
+            by_task = Counter(buffer.samples[i].task for i in ids)
+            self.dir.log("event", stage=stage.number, step=event.step, global_step=stage.first_step + event.step,
+                         ratio=event.ratio, replayed=event.replayed, by_task=dict(by_task))  # fmt: skip
