@@ -40,6 +40,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stages = path / "stages"
+        self.keeps_buffers = True
 
     def claim(self, config: Config, adopt_tasks: bool = False) -> Config:
         """Make the directory this run's, or check that it already is; returns the configuration that holds.
@@ -47,7 +48,8 @@ class RunDir:
         Tasks may be appended to a run that exists; everything else must be the same, once something is trained.
         `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
         """
-        self._lock()
+        self.lock()
+        self.keeps_buffers = config.buffer.history
         if (self.path / "journal.jsonl").exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
             config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
@@ -64,7 +66,8 @@ class RunDir:
         drop_torn_line(self.path / "journal.jsonl")
         return config
 
-    def _lock(self) -> None:
+    def lock(self) -> None:
+        """Keep other processes out of the directory for as long as this object lives. Raises InputError."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         try:
@@ -121,10 +124,13 @@ class RunDir:
         self.settle_buffer()
 
     def settle_buffer(self) -> None:
-        """Move the newest row's buffer to its place; a crash between the two moves is mended here."""
+        """Move the newest row's buffer to its place, and the one before into its own row, from where `rollback` takes
+        it. A crash between the moves is mended here."""
         rows = self.rows()
         fresh = rows[-1] / "buffer" if rows else None
         if fresh and fresh.is_dir():
+            if self.keeps_buffers and len(rows) > 1 and self.buffer.is_dir() and not (rows[-2] / "buffer").exists():
+                os.replace(self.buffer, rows[-2] / "buffer")
             shutil.rmtree(self.buffer, ignore_errors=True)
             os.replace(fresh, self.buffer)
 

@@ -191,6 +191,7 @@ class BufferConfig(Section):
     capacity: Count = 1024
     admission: Literal["balanced", "reservoir", "fifo", "surprise"] = "balanced"
     seed: SeedConfig | None = None
+    history: bool = True
 
 
 class ModelConfig(Section):
