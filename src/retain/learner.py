@@ -19,8 +19,10 @@ from typing import Any
 from retain.buffer import Buffer
 from retain.checks import Checks, require_validation
 from retain.config import Config, make_config
+from retain.conflicts import retired_tasks, settle_conflicts
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
+from retain.gate import enforce, raise_replay, replay_factor
 from retain.model import LanguageModel
 from retain.presets import AUTO, preset_of
 from retain.privacy import check_installed
@@ -161,13 +163,15 @@ class Learner:
         number, rows = len(self.stages) + 1, self.dir.rows()
         if number == len(rows):
             require_approval(self.dir.path, self.config)
+            enforce(self.dir, self.config)
         self.stages.append(task)
         if number < len(rows):
             self._check_same_data(rows[number], task)
             log.info("stage %d (%s) is finished already; skipped", number, task.name)
             return
-        stage = self._stage(number, task)
         buffer, lm = self._buffer(), self.lm
+        settle_conflicts(buffer, self.config, self.stages, self.dir.log)
+        stage = self._stage(number, task, len(buffer))
         synthesis = self._synthesis(task)
         buffer.memory.set_unit(stage.plan.time_unit or 1.0, stage.first_step)
         self._announce(stage)
@@ -182,7 +186,7 @@ class Learner:
             strategy = build(preset_of(self.config.strategy), context, self.config)
             if number > 1:
                 strategy.load(self.dir.rows()[-1], lm.device)
-            checks = Checks(lm, self.config, self.tasks, self.stages[:-1], stage, buffer, replayer, self.dir.log)
+            checks = Checks(lm, self.config, self.tasks, self._valid_past(), stage, buffer, replayer, self.dir.log)
             watch = Watch(self.dir.log, trace.write, checks, trace.review)
             started = time.perf_counter()
             record = train_stage(lm, stage, strategy, buffer, replayer, self._accelerator, self.config, watch)
@@ -210,12 +214,18 @@ class Learner:
         merge_traces(self.dir.rows(), self.dir.path)
         self._write_results()
 
-    def _stage(self, number: int, task: Task) -> Stage:
+    def _valid_past(self) -> list[Task]:
+        """The past tasks that are still rehearsed."""
+        retired = retired_tasks(self.config, [task.name for task in self.stages])
+        return [task for task in self.stages[:-1] if task.name not in retired]
+
+    def _stage(self, number: int, task: Task, buffered: int) -> Stage:
         sizes = [(stage.name, len(stage.train)) for stage in self.stages]
         joint = preset_of(self.config.strategy).joint
-        plans = plan_run(self.config, sizes if not joint else [(task.name, len(task.train))], len(self._seed))
+        config = raise_replay(self.config, replay_factor(self.dir, self.config))
+        plans = plan_run(config, sizes if not joint else [(task.name, len(task.train))], len(self._seed), buffered)
         done = sum(self.dir.scores(row)["steps"] for row in self.dir.rows()[1:number])
-        return Stage(number, task, plans[number - 1], done)
+        return Stage(number, task, plans[number - 1], done, config)
 
     def _synthesis(self, task: Task) -> SelfSynthesis | None:
         """What the run knows of its past tasks where their data may not be kept; None for stored rehearsal."""
@@ -224,11 +234,12 @@ class Learner:
         check_descriptions(self.config, [task])
         past = self.stages[:-1]
         synthesis = SelfSynthesis(self.lm, self.config, self.dir.rows()[-1] if past else None, self.dir.log, past)
+        synthesis.correct(self.stages)
         synthesis.check_prompt(task)
         return synthesis
 
     def _pool(self, stage: Stage) -> dict[str, int]:
-        past = [(known.name, len(known.train)) for known in self.stages[: stage.number - 1]]
+        past = [(known.name, len(known.train)) for known in self._valid_past()]
         return pool(self.config, past, len(stage.task.train), len(self._seed))
 
     def _replayer(
@@ -240,22 +251,22 @@ class Learner:
             name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
         }
         last = self.dir.scores(self.dir.rows()[-1])
-        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences,
+        return Replayer(stage.plan, stage.config, stage.number, stage.first_step, buffer.memory, confidences,
                         last.get("last_event"), last.get("trigger"),
                         MostInterfered(context, self.config.training.learning_rate))  # fmt: skip
 
     def _curriculum(self, stage: Stage, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""
-        section, pools = self.config.curriculum, curriculum_pools(self.config, buffer)
+        section, pools = stage.config.curriculum, curriculum_pools(self.config, buffer)
         needed = "similarity" in (section.kind, section.split)
         similarities = synthesis.similarities(stage.task, buffer) if needed else None
         sizes = {task: len(ids) for task, ids in pools.items()}
-        curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, sizes, similarities)
+        curriculum = stage_curriculum(stage.config, stage.plan, stage.number - 1, sizes, similarities)
         if self.dir.scores(self.dir.rows()[-1]).get("drifted") or synthesis.drifted:
             curriculum.lower(self.config.monitor.lower_by)
         drawn = {name for ids in pools.values() for name in ids}
         due = [name for name in buffer.samples if name not in drawn] if refreshed(self.config, stage.number) else []
-        return CurriculumReplayer(stage.plan, self.config, stage.number, buffer, curriculum, due)
+        return CurriculumReplayer(stage.plan, stage.config, stage.number, buffer, curriculum, due)
 
     def _announce(self, stage: Stage) -> None:
         plan = stage.plan
@@ -368,21 +379,8 @@ class Learner:
             self.lm.load_adapter(newest / "adapter")
 
     def _write_results(self) -> dict[str, Any]:
-        rows = self.dir.rows()
-        known = self.dir.scores(rows[0])["scores"] if rows else {}
-        loaded = {task.name: task for task in self.tasks}
-        tasks = [
-            {
-                "name": spec.name,
-                "stage": spec.train is not None,
-                "metric": known.get(spec.name, {}).get("metric"),
-                "skipped": loaded[spec.name].skipped if spec.name in loaded else 0,
-            }
-            for spec in self.config.tasks
-        ]
-        results = self.dir.collect(self.config, tasks, self._versions)
-        write_json(self.dir.path / "results.json", results)
-        return results
+        skipped = {task.name: task.skipped for task in self.tasks}
+        return self.dir.write_results(self.config, skipped, self._versions)
 
     def _check_same_data(self, folder: Path, task: Task) -> None:
         known = self.dir.scores(folder)

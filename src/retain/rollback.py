@@ -10,7 +10,7 @@ from pathlib import Path
 
 from retain.config import Config, load_config
 from retain.reviews import REVIEWS, read_reviews
-from retain.rundir import RunDir, write_json, write_text
+from retain.rundir import RunDir, write_text
 from retain.store import read_lines, synthetic_file
 from retain.trace import FILES, merge_traces
 from retain.types import InputError
@@ -78,7 +78,9 @@ def find_stage(run_dir: RunDir, name: str) -> int:
     if name.isdecimal() and int(name) < len(rows):
         return int(name)
     known = "".join(f", {number} or {task}" for task, number in tasks.items())
-    raise InputError(f"--to: {name!r} is not a finished stage of {run_dir.path}; there are 0 (the untouched model){known}")
+    raise InputError(
+        f"--to: {name!r} is not a finished stage of {run_dir.path}; there are 0 (the untouched model){known}"
+    )
 
 
 def _trash(path: Path) -> Path:
@@ -117,16 +119,7 @@ def _write_derived(run_dir: RunDir, config: Config, trash: Path) -> None:
     old = trash / "results.json"
     if old.exists():
         known = json.loads(old.read_text(encoding="utf-8"))
-        tasks = [
-            {
-                "name": spec.name,
-                "stage": spec.train is not None,
-                "metric": known["task_metrics"].get(spec.name),
-                "skipped": known["skipped"].get(spec.name, 0),
-            }
-            for spec in config.tasks
-        ]
-        write_json(run_dir.path / "results.json", run_dir.collect(config, tasks, known["versions"]))
+        run_dir.write_results(config, known["skipped"], known["versions"])
     _keep_reviews(run_dir, trash)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,6 +149,22 @@ class RunDir:
         if not isinstance(found, dict) or not {"scores", "costs"} <= found.keys():
             raise InputError(f"{row / 'scores.json'}: is not what a run wrote; restore it, or start anew with --out")
         return found
+
+    def write_results(self, config: Config, skipped: Mapping[str, int], versions: Mapping[str, str]) -> dict[str, Any]:
+        """Write results.json anew from the rows on disk, and return it. skipped: invalid rows of each task."""
+        known = self.scores(self.rows()[0])["scores"] if self.rows() else {}
+        tasks = [
+            {
+                "name": spec.name,
+                "stage": spec.train is not None,
+                "metric": known.get(spec.name, {}).get("metric"),
+                "skipped": skipped.get(spec.name, 0),
+            }
+            for spec in config.tasks
+        ]
+        results = self.collect(config, tasks, dict(versions))
+        write_json(self.path / "results.json", results)
+        return results
 
     def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""

@@ -18,6 +18,7 @@ import numpy as np
 from retain import schedules
 from retain.buffer import Buffer
 from retain.config import Config
+from retain.conflicts import retired_tasks
 from retain.memory.state import MemoryState
 from retain.plans import Event, StagePlan
 from retain.presets import preset_of
@@ -38,20 +39,29 @@ def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
     return np.resize(epoch, training.max_steps or training.epochs * len(epoch))
 
 
-def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 0) -> list[StagePlan]:
+def plan_run(
+    config: Config, stages: list[tuple[str, int]], seed_samples: int = 0, buffered: int | None = None
+) -> list[StagePlan]:
     """The plan of every stage from (task, training samples) each; the buffer starts with `seed_samples`, or with as
-    many as the model is asked to write."""
+    many as the model is asked to write. buffered: the stored samples at the last stage's start, where they are known.
+    """
     preset, seed_samples = preset_of(config.strategy), config.written_seed or seed_samples
     if preset.joint:
         stages = [("joint", sum(samples for _, samples in stages))]
     plans = [_stage(config, task, samples) for task, samples in stages]
     if not preset.replay and not preset.source:
         return plans
-    stored = accumulate((samples for _, samples in stages), initial=seed_samples)
+    names, seed = [task for task, _ in stages], config.buffer.seed
+    retired = [retired_tasks(config, names[: number + 1]) for number in range(len(stages))]
+    pasts = [[one for one in stages[:number] if one[0] not in gone] for number, gone in enumerate(retired)]
+    firsts = [0 if seed and seed.name in gone else seed_samples for gone in retired]
+    stored = [first + sum(samples for _, samples in past) for first, past in zip(firsts, pasts, strict=True)]
     if preset.source:
-        pools = [pool(config, stages[:index], samples, seed_samples) for index, (_, samples) in enumerate(stages)]
-        real = [_real_samples(config, stages[:index]) for index in range(len(stages))]
+        pools = [pool(config, past, size, seed_samples) for past, (_, size) in zip(pasts, stages, strict=True)]
+        real = [_real_samples(config, past) for past in pasts]
         stored = [sum(sizes.values()) + count for sizes, count in zip(pools, real, strict=True)]
+    elif buffered is not None and not config.written_seed:  # of what is written the number asked for counts
+        stored[-1] = buffered
     plans = [
         replace(plan, buffer_size=min(config.buffer.capacity, count))
         for plan, count in zip(plans, stored, strict=False)

@@ -33,12 +33,14 @@ LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One task's turn: its number from 1, its plan, and the global step before its first."""
+    """One task's turn: its number from 1, its plan, the global step before its first, and the settings that hold in
+    it."""
 
     number: int
     task: Task
     plan: StagePlan
     first_step: int
+    config: Config | None = None
 
 
 @dataclass(slots=True)
