@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from test_erase import wide_llama
 from test_run import journal, results
 from tiny import save_tiny_model, stopped_in
 from typer.testing import CliRunner
@@ -226,7 +227,7 @@ def test_the_corrected_answer_survives_later_stages(policy, tmp_path):
 
 
 def short_run(tmp_path, **changes):
-    return facts_config(tmp_path, training={"batch_size": 4, "max_length": 64}, **changes)
+    return facts_config(tmp_path, training={"batch_size": 4, "max_length": 512}, **changes)
 
 
 def test_error_stops_before_the_stage(tmp_path):
@@ -274,8 +275,10 @@ def test_written_samples_and_demonstrations_are_corrected_too(tmp_path, monkeypa
 
     monkeypatch.setattr(module.Writer, "write", write)
     monkeypatch.setattr(module, "watch", lambda *rest: {})
+    monkeypatch.setattr(module, "drifted", lambda *rest: None)
     config = short_run(
         tmp_path,
+        model=str(save_tiny_model(tmp_path / "wide", wide_llama())),
         strategy="ssr",
         schedule={},
         synthesis={"samples": 2, "method": "in-context", "demonstrations": 4, "every": 1},
@@ -288,5 +291,5 @@ def test_written_samples_and_demonstrations_are_corrected_too(tmp_path, monkeypa
     assert [one.prompt for one in held] == ["Who holds office 1?\nAnswer:\n"]  # office 0 is Cleo's now
     shown = {(name, stage): pairs for name, stage, pairs in prompts}
     first, later = shown["old", 1], shown["old", 3]
-    kept = [pair for pair in first[:4] if pair[1] == "Bob"]
-    assert len(first) == FACTS and 0 < len(kept) < 4 and later == kept
+    kept = [pair for pair in first if pair[1] == "Bob"]
+    assert 0 < len(kept) < len(first) == 4 and later == kept

@@ -7,11 +7,10 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ from retain.buffer import MEMORY_FILE, SAMPLES_FILE, Buffer, read_samples
 from retain.config import Config, load_config
 from retain.memory.random import hash_ids
 from retain.presets import preset_of
-from retain.quality.memorization import LONG, TELLING, TrainingTexts
+from retain.quality.memorization import TELLING, TrainingTexts
 from retain.quality.ngrams import words
 from retain.report import write_report
 from retain.rundir import LOCK, RunDir
@@ -29,9 +28,10 @@ from retain.store import COMPRESSIONS, DEMONSTRATIONS, NAME
 from retain.strategies.composition import STATE_FILE
 from retain.synthesis.prompts import SHOWING
 from retain.tasks import load_task
-from retain.types import InputError, Sample, Task
+from retain.types import Frame, InputError, Sample, Task
 
 JOURNAL, REPORT = "journal.jsonl", "report.html"
+PHRASE = 5  # words from which a text is told inside another one
 NEAR = 0.8  # share of words in common from which a synthetic sample counts as a copy, where `filters` sets none
 
 
@@ -78,29 +78,36 @@ def find(path: Path, record: str | None = None, text: str | None = None) -> Eras
     tasks, unread = _tasks_at_hand(config, path)
     splits = [(task, split, one) for task in tasks for split in ("train", "validation", "test")
               for one in getattr(task, split)]  # fmt: skip
-    written = {one.id: one for one in _written(path)}
-    known = written | {one.id: one for one in _buffered(path)} | {one.id: one for _, _, one in splits}
+    written, buffered = list(_written(path)), list(_buffered(path))
+    everything = [*written, *buffered, *(one for _, _, one in splits)]
     frames = {task.name: task.frame for task in tasks}
-    if text is not None:
-        sought = Sought.of([text])
-        samples = {one.id: one for one in known.values() if sought.is_in_value(_texts(one))}
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    if text is None:
+        known = {one.id: one for one in reversed(everything)}  # what the run has, before what the data say now
+        sample = _named(record, known, path)
+        sought, digest = _sought_of(sample, frames, everything), _digest(json.dumps(_texts(sample)))
     else:
-        if record not in known:
-            near = get_close_matches(record, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"--record: {record!r} is no sample of {path} or of its tasks' data{hint}")
-        samples = {record: known[record]}
-        sought = _sought_of(known[record], frames, known.values())
-        digest = hashlib.sha256(json.dumps(_texts(known[record])).encode()).hexdigest()
-        samples |= {one.id: one for one in known.values() if sought.is_in_value(_texts(one))}
+        sought, digest = Sought.of([text]), _digest(text)
+    samples = {one.id: one for one in everything if sought.is_in_value(_texts(one))}
+    samples |= {} if text is not None else {record: sample}
     erasure = Erasure(run_dir, config, sought, digest, samples, set(), unread=unread)
-    erasure.derived = _derived(erasure, written, frames)
-    erasure.places = _places(erasure, {one.id: (task, split) for task, split, one in splits})
-    trained = {one.id for _, split, one in splits if split == "train"} | {one.id for one in _buffered(path)}
-    erasure.stages = _stages(erasure, trained)
+    erasure.derived = _derived(erasure, [*written, *buffered], frames)
+    hit = [place for place in splits if sought.is_in_value(_texts(place[2]))]
+    erasure.places = _places(config, hit)
+    erasure.stages = _stages(erasure, {one.id for _, split, one in hit if split == "train"} | {b.id for b in buffered})
     _walk(erasure, apply=False)
     return erasure
+
+
+def _named(record: str, known: dict[str, Sample], path: Path) -> Sample:
+    if record not in known:
+        near = get_close_matches(record, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"--record: {record!r} is no sample of {path} or of its tasks' data{hint}")
+    return known[record]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def erase(erasure: Erasure) -> None:
@@ -157,10 +164,10 @@ def _texts(sample: Sample) -> list[str]:
     return list(filter(None, [sample.prompt, *turns, sample.answer, *sample.references]))
 
 
-def _sought_of(sample: Sample, frames: dict[str, Any], known: Iterable[Sample]) -> Sought:
+def _sought_of(sample: Sample, frames: dict[str, Frame], known: Iterable[Sample]) -> Sought:
     """The texts that give a record away: its prompt and input, and an answer that no other sample has.
 
-    Of at least 8 words they count inside other texts too, shorter ones where they are the whole of one.
+    Of at least 5 words they count inside other texts too, shorter ones where they are the whole of one.
     """
     frame = frames.get(sample.task)
     own = [*([frame.input_of(sample)] if frame else []), *_texts(sample)]
@@ -168,27 +175,26 @@ def _sought_of(sample: Sample, frames: dict[str, Any], known: Iterable[Sample]) 
     answers = {fold(one) for one in (sample.answer, *sample.references)}
     telling = [text for text in own if fold(text) not in answers
                or (len(text) >= TELLING and fold(text) not in shared)]  # fmt: skip
-    return Sought.of([text for text in telling if len(words(text)) >= LONG], telling)
+    return Sought.of(phrases=[text for text in telling if len(words(text)) >= PHRASE], whole=telling)
 
 
 # ---- what follows from it ---------------------------------------------------------------------------------
 
 
-def _derived(erasure: Erasure, written: dict[str, Sample], frames: dict[str, Any]) -> set[str]:
+def _derived(erasure: Erasure, samples: Sequence[Sample], frames: dict[str, Frame]) -> set[str]:
     """Synthetic samples whose prompt may have shown a record, and those that are nearly one."""
-    buffered = {one.id: one for one in _buffered(erasure.run_dir.path) if one.confidence is not None}
-    synthetic = {one: sample for one, sample in (written | buffered).items() if one not in erasure.samples}
+    names = {one.id for one in samples if "/synthetic/" in one.id or one.confidence is not None}
+    synthetic = [one for one in samples if one.id in names - erasure.samples.keys()]
     if not erasure.samples or not synthetic:
         return set()
-    shown = _shown_tasks(erasure)
-    own = [frames[one.task].input_of(one) if one.task in frames else one.prompt for one in erasure.samples.values()]
-    texts = TrainingTexts([text for text in own if text])
-    ids = list(synthetic)
-    inputs = [frames[one.task].input_of(one) if one.task in frames else one.prompt for one in synthetic.values()]
-    shares = texts.overlap(inputs)
-    limit = erasure.config.filters.memorization or NEAR
-    near = {one for one, share in zip(ids, shares, strict=True) if share >= limit}
-    return near | {one for one, sample in synthetic.items() if sample.task in shown}
+
+    def input_of(sample: Sample) -> str:
+        return frames.get(sample.task, Frame()).input_of(sample)
+
+    texts = TrainingTexts(list(filter(None, map(input_of, erasure.samples.values()))))
+    shares = texts.overlap([input_of(one) for one in synthetic])
+    limit, shown = erasure.config.filters.memorization or NEAR, _shown_tasks(erasure)
+    return {one.id for one, share in zip(synthetic, shares, strict=True) if share >= limit or one.task in shown}
 
 
 def _shown_tasks(erasure: Erasure) -> set[str]:
@@ -207,18 +213,16 @@ def _shown_tasks(erasure: Erasure) -> set[str]:
     return shown
 
 
-def _places(erasure: Erasure, splits: dict[str, tuple[Task, str]]) -> list[str]:
+def _places(config: Config, hit: Iterable[tuple[Task, str, Sample]]) -> list[str]:
     """Where the records stand in the user's own files."""
-    specs = {spec.name: spec for spec in erasure.config.tasks}
-    if erasure.config.buffer.seed:
-        specs[erasure.config.buffer.seed.name] = erasure.config.buffer.seed
-    found = {}
-    for one in sorted(erasure.samples.keys() & splits.keys()):
-        task, split = splits[one]
-        source = getattr(specs[task.name], split) or specs[task.name].train
-        number = one.rpartition("/")[2]
-        if not source.startswith(BUILTIN) and number.isdecimal():
-            found.setdefault((task.name, source), []).append(int(number) + 1)
+    specs = {spec.name: spec for spec in config.tasks}
+    if config.buffer.seed:
+        specs[config.buffer.seed.name] = config.buffer.seed
+    found: dict[tuple[str, str], list[int]] = {}
+    for task, split, sample in hit:
+        source = getattr(specs[task.name], split) or specs[task.name].train  # a validation split is of train
+        if not source.startswith(BUILTIN):
+            found.setdefault((task.name, source), []).append(int(sample.id.rpartition("/")[2]) + 1)
     return [f"{source} ({task}): row {', '.join(map(str, sorted(rows)))}" for (task, source), rows in found.items()]
 
 
@@ -245,8 +249,11 @@ def _walk(erasure: Erasure, apply: bool) -> None:
     """Count, and with `apply` take out, what goes: a kind of file at a time."""
     erasure.counts, path = Counter(), erasure.run_dir.path
     if erasure.ids:
-        for part in path.glob("stages/.*"):
+        for part in [*path.rglob("stages/.*")]:
             _remove(erasure, "unfinished stages", part, apply)
+    for file in _files(path):
+        if file.suffix in (".tmp", ".part") and (erasure.ids or erasure.sought.is_in_file(file)):
+            _remove(erasure, "leftovers of a crash", file, apply)
     for file in _files(path):
         if file.name in (SAMPLES_FILE, JOURNAL):
             continue
@@ -256,8 +263,8 @@ def _walk(erasure: Erasure, apply: bool) -> None:
             _drop_logits(erasure, file, apply)
         elif file.name.removesuffix(".gz").removesuffix(".zst").endswith(".jsonl"):
             _drop_lines(erasure, file, apply)
-        elif file.suffix in (".html", ".tmp", ".part") and erasure.sought.is_in_file(file):
-            _remove(erasure, "pages" if file.suffix == ".html" else "leftovers", file, apply)
+        elif file.suffix == ".html" and erasure.sought.is_in_file(file):
+            _remove(erasure, "pages", file, apply)
 
 
 def _remove(erasure: Erasure, kind: str, path: Path, apply: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retain.quality.ngrams import words
 from retain.store import COMPRESSIONS
 from retain.types import InputError
 
@@ -30,26 +31,31 @@ def fold(text: str) -> str:
 
 @dataclass(frozen=True)
 class Sought:
-    """What is looked for, folded: texts `inside` any other, and texts that count where they are a `whole` one.
+    """What is looked for: `literal` texts, folded; `phrases`, words in a row; and what counts where it is the `whole`.
 
-    raw: the same as it is written, for files of bytes.
+    raw: the first two as they are written, for files of bytes.
     """
 
-    inside: frozenset[str]
-    whole: frozenset[str] = frozenset()
-    raw: tuple[bytes, ...] = ()
+    literal: frozenset[str]
+    phrases: frozenset[str]
+    whole: frozenset[str]
+    raw: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, inside: Iterable[str], whole: Iterable[str] = ()) -> Sought:
-        inside = list(inside)
-        raw = tuple(text.encode("utf-8", "surrogatepass") for text in inside)
-        kept = [frozenset(filter(None, map(fold, texts))) for texts in (inside, whole)]
+    def of(cls, literal: Iterable[str] = (), phrases: Iterable[str] = (), whole: Iterable[str] = ()) -> Sought:
+        """The texts to look for; those that are blank are none."""
+        literal, phrases = list(literal), list(phrases)
+        raw = (text.encode("utf-8", "surrogatepass") for text in literal + phrases)
+        kept = (frozenset(filter(None, map(how, texts))) for how, texts in
+                ((fold, literal), (_phrase, phrases), (_phrase, whole)))  # fmt: skip
         return cls(*kept, tuple(one for one in raw if len(one) >= LEAST_BYTES))
 
     def is_in(self, text: str) -> bool:
         """Whether the text holds what is sought."""
-        plain = fold(text)
-        return plain in self.whole or any(one in plain for one in self.inside)
+        if self.literal and any(one in fold(text) for one in self.literal):
+            return True
+        phrase = _phrase(text) if self.phrases or self.whole else ""
+        return phrase in self.whole or any(one in phrase for one in self.phrases)
 
     def is_in_value(self, value: Any) -> bool:
         """Whether any text in a plain value does; identifiers are not looked at."""
@@ -71,6 +77,12 @@ class Sought:
                     return True
                 tail = chunk[1 - longest :] if longest > 1 else b""
         return False
+
+
+def _phrase(text: str) -> str:
+    """The words of a text between spaces, so that a phrase in it begins and ends where words do."""
+    found = words(unicodedata.normalize("NFKC", text)) or fold(text).split()
+    return f" {' '.join(found)} " if found else ""
 
 
 def texts_of_value(value: Any) -> Iterator[str]:
@@ -127,8 +139,7 @@ def value_of(line: str) -> Any:
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file with their text columns alone."""
     file = pq.ParquetFile(path)
-    columns = [
-        field.name for field in file.schema_arrow if not _is_number(field.type) and field.name not in IDENTIFIERS
-    ]
+    texts = [field.name for field in file.schema_arrow if not pa.types.is_primitive(field.type)]
+    columns = [name for name in texts if name not in IDENTIFIERS]
     for batch in file.iter_batches(columns=columns) if columns else ():
         yield from batch.to_pylist()
