@@ -1,13 +1,14 @@
-"""`retain gate`, `rollback` and `erase`: the commands that keep a run in order."""
+"""`retain gate`, `rollback`, `erase` and `doctor`: the commands that keep a run in order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retain.cache import cache_folder
 from retain.cli_guard import FAILED, guarded, print_json, run_folder, show
 from retain.types import GateError, InputError
 
@@ -21,7 +22,7 @@ RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="The directory of 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application, in the order in which `retain --help` lists them."""
-    for command in (gate, rollback, erase):
+    for command in (gate, rollback, erase, doctor):
         app.command()(command)
 
 
@@ -166,3 +167,68 @@ def _say_weights(path: Path, stages: tuple[int, int] | None) -> None:
     which = f"stage {first}" if first == last else f"stages {first} to {last}"
     typer.echo(f"The weights of {which} were trained with it and are not unlearned. To train again without it:")
     typer.echo(f"  retain rollback {path} --to {first - 1} --delete && retain run {path}/config.yaml --out {path}")
+
+
+@guarded
+def doctor(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG|DIR]", help="A YAML file, or the directory of a run.")
+    ] = None,
+    bundle: Annotated[str | None, typer.Option(help="Write a zip for a bug report on the run to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")] = False,
+) -> None:
+    """Show versions, device, precision and room, and what a configuration would download.
+
+    \b
+    Examples:
+      retain doctor
+      retain doctor my-run.yaml
+      retain doctor runs/my-run --bundle report.zip
+    """
+    from retain.config import load_config, make_config
+
+    path = None if target is None else run_folder(target) if Path(target).is_dir() else Path(target)
+    if bundle is not None and (path is None or not path.is_dir()):
+        raise InputError("--bundle: needs the directory of a run, such as `retain doctor runs/my-run --bundle r.zip`")
+    file = path / "config.yaml" if path and path.is_dir() else path
+    config = load_config(file, need_tasks=False) if file else make_config({}, "doctor", need_tasks=False)
+    from retain.doctor import examine, needs
+
+    base = file.parent if file else Path()
+    machine = examine(config, path if path and path.is_dir() else base / config.output)
+    if bundle is not None:
+        from retain.bundle import write_bundle
+
+        names = write_bundle(path, Path(bundle), machine)
+        typer.echo(f"{bundle}: {', '.join(names)}; look at it before you send it")
+        return
+    wanted = needs(config, base) if file else []
+    if as_json:
+        print_json({**machine, "cache": str(cache_folder()), "needs": dict(wanted)})
+    else:
+        show(_doctor_table(machine, wanted))
+
+
+def _doctor_table(machine: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> RenderableType:
+    from rich.text import Text
+
+    from retain.report.tables import plain_table
+
+    table = plain_table("")
+    table.add_column("", overflow="fold")
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    sizes = {name: "-" if value is None else f"{value / 1e9:,.1f} GB" for name, value in machine.items()
+             if name.endswith("_bytes")}  # fmt: skip
+    rows = [
+        ("versions", versions),
+        ("system", machine["system"]),
+        ("device", f"{machine['device']}, {machine['processors']} processors, {machine['threads']} threads"),
+        ("memory", f"{sizes['memory_bytes']}; of the device {sizes['device_memory_bytes']}"),
+        ("precision", f"{machine['precision']} (training.precision)"),
+        ("disk", f"{sizes['free_bytes']} free for the run, {sizes['cache_free_bytes']} for the cache"),
+        ("cache", f"{cache_folder()}: {sizes['cache_bytes']}"),
+        *wanted,
+    ]
+    for name, text in rows:
+        table.add_row(Text(name), Text(text))
+    return table
