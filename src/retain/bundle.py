@@ -28,9 +28,9 @@ _KEYS = """
 kind time stage step task row model seed versions strategy steps time_unit buffer events ratio replayed projected new
 new_loss replay_loss tokens seconds global_step by_task update_norm loss score n when asked generated kept dropped
 faults generated_tokens account drift drifted perplexity_real perplexity_synthetic unigram_divergence
-hidden_divergence distinct_1 distinct_2 distinct_3 label_distance unreadable truncated privacy metric nll likelihood likelihood_summed
-eval_tokens train_tokens replayed_samples replayed_tokens probe_tokens train_seconds eval_seconds peak_memory_bytes
-skipped passed action replay_factor failed limit value allowed low high items past exceeded certain gone kept_in
+hidden_divergence distinct_1 distinct_2 distinct_3 label_distance unreadable truncated privacy metric nll likelihood
+likelihood_summed eval_tokens train_tokens replayed_samples replayed_tokens probe_tokens train_seconds eval_seconds
+peak_memory_bytes skipped passed action replay_factor failed limit value allowed low high items past exceeded certain gone kept_in
 unfinished policy found near superseded ids sha256 removed stages searched left tasks matrix matrices metrics
 metrics_by_matrix evaluation_only change task_metrics costs joint finished truncated_test retain torch transformers peft
 accelerate numpy python alpha why unsuited"""
