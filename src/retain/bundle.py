@@ -30,10 +30,10 @@ new_loss replay_loss tokens seconds global_step by_task update_norm loss score n
 faults generated_tokens account drift drifted perplexity_real perplexity_synthetic unigram_divergence
 hidden_divergence distinct_1 distinct_2 distinct_3 label_distance unreadable truncated privacy metric nll likelihood
 likelihood_summed eval_tokens train_tokens replayed_samples replayed_tokens probe_tokens train_seconds eval_seconds
-peak_memory_bytes skipped passed action replay_factor failed limit value allowed low high items past exceeded certain gone kept_in
-unfinished policy found near superseded ids sha256 removed stages searched left tasks matrix matrices metrics
-metrics_by_matrix evaluation_only change task_metrics costs joint finished truncated_test retain torch transformers peft
-accelerate numpy python alpha why unsuited"""
+peak_memory_bytes skipped passed action replay_factor failed limit value allowed low high items past exceeded certain
+gone kept_in unfinished policy found near superseded ids sha256 removed stages searched left tasks matrix matrices
+metrics metrics_by_matrix evaluation_only change task_metrics costs joint finished truncated_test retain torch
+transformers peft accelerate numpy python alpha why unsuited"""
 _WORDS = """
 start end resume adopted choice plan stage_start stage_end step event evaluation check past probe curriculum synthesis
 validation conflicts gate rollback erase stop off raise_replay seed base joint in-memory"""
