@@ -16,7 +16,8 @@ import numpy as np
 
 from retain.config import Config
 from retain.memory.state import MemoryState
-from retain.scheduler import Replayer, plan_run
+from retain.replayer import Replayer
+from retain.scheduler import plan_run
 from retain.sections import MemoryConfig
 
 LARGE_LIMIT = 0.5  # seconds for a refresh and a draw of 256 from a million

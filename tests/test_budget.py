@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from retain.config import make_config
 from retain.curriculum import Curriculum
 from retain.memory.state import MemoryState
-from retain.scheduler import Replayer, plan_run
+from retain.replayer import Replayer
+from retain.scheduler import plan_run
 from retain.schedules import brought_forward, carry, matched_amounts
 from retain.synthesis_sections import CurriculumConfig
 

@@ -13,7 +13,7 @@ from test_strategies import NEW, OLD, OTHER, context, move, naive_loss
 
 import retain.learner
 from retain.config import make_config
-from retain.scheduler import Replayer
+from retain.replayer import Replayer
 from retain.strategies.base import snapshot
 from retain.strategies.mir import MostInterfered, interference
 from retain.types import InputError, Sample

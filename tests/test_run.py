@@ -270,7 +270,7 @@ def test_truncation_is_counted(tmp_path):
 def test_two_processes_cannot_share_a_directory(tmp_path):
     values = tiny_values(tmp_path)
     first = Learner(values["model"], out=tmp_path / "run")
-    program = f"from retain.rundir import RunDir; RunDir(__import__('pathlib').Path({str(tmp_path / 'run')!r}))._lock()"
+    program = f"from retain.rundir import RunDir; RunDir(__import__('pathlib').Path({str(tmp_path / 'run')!r})).lock()"
     second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "in use by another process" in second.stderr
     assert first.dir.path.is_dir()  # and holds the lock until here

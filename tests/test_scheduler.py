@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from retain.config import Config
 from retain.memory.state import MemoryState
-from retain.scheduler import Event, Replayer, StagePlan, plan_run, plan_to_dict, stage_steps
+from retain.plans import Event, StagePlan
+from retain.replayer import Replayer
+from retain.scheduler import plan_run, plan_to_dict, stage_steps
 from retain.schedules import step_cap
 from retain.sections import TrainingConfig
 from retain.types import InputError

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from retain.buffer import Buffer
-from retain.scheduler import StagePlan, stage_steps
+from retain.plans import StagePlan
+from retain.scheduler import stage_steps
 from retain.sections import BufferConfig, MemoryConfig, TrainingConfig
 from retain.trainer import _check_finite, new_batches, observe, review
 from retain.types import Sample

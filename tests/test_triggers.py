@@ -22,7 +22,8 @@ from retain.checks import Checks
 from retain.config import make_config
 from retain.evaluate import TaskScores, evaluate_task
 from retain.plans import StagePlan
-from retain.scheduler import Replayer, plan_run, plan_to_dict
+from retain.replayer import Replayer
+from retain.scheduler import plan_run, plan_to_dict
 from retain.schedules import event_steps
 from retain.sections import BufferConfig, MemoryConfig, ScheduleConfig, TriggerConfig
 from retain.trainer import Stage

@@ -13,7 +13,7 @@ from retain.evaluate import TaskScores, evaluate_task
 from retain.losses import sample_losses
 from retain.model import LanguageModel
 from retain.rehearsal import CurriculumReplayer, curriculum_pools
-from retain.scheduler import Replayer
+from retain.replayer import Replayer
 from retain.schedules import every_steps
 from retain.trainer import Stage
 from retain.triggers import Accuracy

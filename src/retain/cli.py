@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retain import cli_care
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
 from retain.types import InputError
@@ -102,6 +103,7 @@ def quickstart(
 
 
 app.command()(compare)
+cli_care.register(app)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from retain.sections import (
     BufferConfig,
     CheckpointConfig,
     EvaluationConfig,
+    GateConfig,
     LoraConfig,
     MemoryConfig,
     ModelConfig,
@@ -59,12 +60,15 @@ class Config(Section):
     storage: StorageConfig = StorageConfig()
     monitor: MonitorConfig = MonitorConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    gate: GateConfig = GateConfig()
     template: Text = "{instruction}\n{input}\nAnswer:\n"
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42
     data_seed: Seed = 42
     hold_out: bool = False
     keep_data: bool = True
+    conflicts: Literal["newest", "keep", "error"] = "newest"
+    conflict_similarity: Annotated[float, Field(gt=0, le=1)] | None = 0.9
     output: Text = "runs/my-run"
 
     @property
@@ -135,6 +139,9 @@ def make_config(values: dict[str, Any], source: str, lines: Lines | None = None,
         problems.append((("storage", "mode"), f"{reason} shows them; set storage.mode: stored, or hybrid"))
     if not problems and not config.keep_data and (kept := _kept_data(config)):
         problems.append((("keep_data",), f"false, but {kept}; change that, or set strategy: auto"))
+    if not problems and config.gate.after_stage == "raise_replay" and not presets.preset_of(config.strategy).replays:
+        reason = f"raise_replay, and strategy {presets.preset_of(config.strategy).name!r} replays nothing"
+        problems.append((("gate", "after_stage"), f"{reason}; set it to stop or off, or take a strategy that replays"))
     if problems:
         raise problem_report(problems, source, lines or {})
     return config
@@ -146,9 +153,12 @@ def dump_config(config: Config) -> str:
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
-    """`training.epochs: 1 -> 2` for each key that differs, but for those of `output` and `checkpoint`."""
+    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint` and limits that change no
+    training."""
     before, after = _settings(old), _settings(new)
-    keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("output", "checkpoint")]
+    trains = "raise_replay" in (old.gate.after_stage, new.gate.after_stage)
+    aside = ("output", "checkpoint", *(() if trains else ("gate",)))
+    keys = [key for key in {**before, **after} if key.partition(".")[0] not in aside]
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in keys
@@ -229,8 +239,28 @@ def _task_problems(values: dict[str, Any], need_tasks: bool) -> list[Problem]:
             problems.append((("tasks", index, "name"), f"{task['name']!r} is the name of {seen[name]} too"))
         elif name:
             seen[name] = f"tasks.{index}"
+    problems += _order_problems(tasks, seed) if need_tasks else []
     if need_tasks and not any(isinstance(task, dict) and task.get("train") for task in tasks):
         problems.append((("tasks",), "no task has `train`, so there is nothing to learn"))
+    return problems
+
+
+def _order_problems(tasks: list[Any], seed: Any) -> list[Problem]:
+    """A task supersedes earlier ones, and is valid until a later one that is learned."""
+    names = [task.get("name") if isinstance(task, dict) and task.get("train") else None for task in tasks]
+    first = [seed["name"]] if isinstance(seed, dict) and "name" in seed else []
+    problems: list[Problem] = []
+    for index, task in enumerate(tasks):
+        spec = task if isinstance(task, dict) else {}
+        olds, until = spec.get("supersedes"), spec.get("valid_until")
+        earlier, later = [*first, *filter(None, names[:index])], list(filter(None, names[index + 1 :]))
+        for old in olds if isinstance(olds, list) else []:
+            if old not in earlier:
+                reason = f"{old!r} is no task that is learned before (there are {', '.join(earlier) or 'none'})"
+                problems.append((("tasks", index, "supersedes"), reason))
+        if isinstance(until, str) and until not in later:
+            reason = f"{until!r} is no task that is learned after (there are {', '.join(later) or 'none'})"
+            problems.append((("tasks", index, "valid_until"), reason))
     return problems
 
 

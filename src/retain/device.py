@@ -23,7 +23,7 @@ def open_model(config: Config, base: Path) -> tuple[LanguageModel, Accelerator]:
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     try:
-        accelerator = Accelerator(mixed_precision=_precision(config))
+        accelerator = Accelerator(mixed_precision=precision_of(config))
     except ValueError as error:
         raise InputError("training.precision: this Python process already uses another one") from error
     lm = load_model(config, base)
@@ -39,7 +39,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _precision(config: Config) -> str:
+def precision_of(config: Config) -> str:
     """Accelerate's name of the precision; `auto` is bfloat16 or float16 on a GPU and float32 on a CPU."""
     if config.training.precision != "auto":
         return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.training.precision]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -70,6 +71,17 @@ def paired_interval(
     beyond = min(np.sum(center + spread <= 0.0), np.sum(center + spread >= 0.0))
     p = min(1.0, 2.0 * (1.0 + float(beyond)) / (draws + 1.0))
     return Interval(center, float(low), float(high), p, level, tuple(over))
+
+
+def wilson_interval(mean: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """(p + z²/2n ± z·√(p(1 - p)/n + z²/4n²))/(1 + z²/n), p = `mean` of n scores in [0, 1] (Wilson 1927).
+
+    Of scores that are not 0 or 1 alone it is too wide, for none vary more than these.
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2.0)
+    center = mean + z * z / (2 * n)
+    half = z * math.sqrt(mean * (1.0 - mean) / n + z * z / (4 * n * n))
+    return (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)
 
 
 def pooled_variance(scores: np.ndarray) -> tuple[float, int] | None:

@@ -14,9 +14,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from retain.buffer import Buffer
 from retain.config import Config, make_config
+from retain.conflicts import settle_conflicts
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
+from retain.gate import enforce, raise_replay, replay_factor
 from retain.intake import given_task
 from retain.model import LanguageModel
 from retain.presets import AUTO, preset_of
@@ -135,6 +138,7 @@ class Learner:
         number, rows = len(self.stages) + 1, self.dir.rows()
         if number == len(rows):
             require_approval(self.dir.path, self.config)
+            enforce(self.dir, self.config)
         self.stages.append(task)
         if number < len(rows):
             self._check_same_data(rows[number], task)
@@ -146,9 +150,7 @@ class Learner:
             if found:
                 self._go_on(folder, found, task)
             else:
-                stage = StageRun(self.lm, self._accelerator, self.config, self.dir, self.tasks, self.stages[:-1],
-                                 self._stage(number, task), self._seed)  # fmt: skip
-                found = stage.learn(folder)
+                found = self._stage_run(number, task).learn(folder)
             self._score(folder, found)
         merge_traces(self.dir.rows(), self.dir.path)
         self._write_results()
@@ -160,12 +162,30 @@ class Learner:
         self.dir.log("resume", into=task.name, scored=list(found["scores"]))
         self.lm.load_adapter(folder / "adapter")
 
-    def _stage(self, number: int, task: Task) -> Stage:
+    def _stage_run(self, number: int, task: Task) -> StageRun:
+        """The next stage with the buffer that it starts with, after what newer data correct was retired."""
+        buffer, notes = self._buffer(), []
+        settle_conflicts(buffer, self.config, self.stages, lambda kind, **fields: notes.append((kind, fields)))
+        stage = self._stage(number, task, len(buffer))
+        return StageRun(self.lm, self._accelerator, self.config, self.dir, self.tasks, self.stages[:-1], stage, buffer,
+                        len(self._seed), notes)  # fmt: skip
+
+    def _buffer(self) -> Buffer:
+        """The buffer as the last stage left it."""
+        if self.dir.buffer.is_dir() or self.dir.rows()[1:]:
+            return Buffer.load(self.dir.buffer, self.config.buffer, self.config.memory, self.config.seed)
+        buffer = Buffer(self.config.buffer, self.config.memory, self.config.seed)
+        if self._seed and preset_of(self.config.strategy).keeps_buffer:
+            buffer.seed_with(self._seed)
+        return buffer
+
+    def _stage(self, number: int, task: Task, buffered: int) -> Stage:
         sizes = [(stage.name, len(stage.train)) for stage in self.stages]
         joint = preset_of(self.config.strategy).joint
-        plans = plan_run(self.config, sizes if not joint else [(task.name, len(task.train))], len(self._seed))
+        config = raise_replay(self.config, replay_factor(self.dir, self.config))
+        plans = plan_run(config, sizes if not joint else [(task.name, len(task.train))], len(self._seed), buffered)
         done = sum(self.dir.scores(row)["steps"] for row in self.dir.rows()[1:number])
-        return Stage(number, task, plans[number - 1], done)
+        return Stage(number, task, plans[number - 1], done, config)
 
     # ---- scores --------------------------------------------------------------------------------------
 
@@ -257,21 +277,8 @@ class Learner:
             self.lm.load_adapter(newest / "adapter")
 
     def _write_results(self) -> dict[str, Any]:
-        rows = self.dir.rows()
-        known = self.dir.scores(rows[0])["scores"] if rows else {}
-        loaded = {task.name: task for task in self.tasks}
-        tasks = [
-            {
-                "name": spec.name,
-                "stage": spec.train is not None,
-                "metric": known.get(spec.name, {}).get("metric"),
-                "skipped": loaded[spec.name].skipped if spec.name in loaded else 0,
-            }
-            for spec in self.config.tasks
-        ]
-        results = self.dir.collect(self.config, tasks, self._versions)
-        write_json(self.dir.path / "results.json", results)
-        return results
+        skipped = {task.name: task.skipped for task in self.tasks}
+        return self.dir.write_results(self.config, skipped, self._versions)
 
     def _check_same_data(self, folder: Path, task: Task) -> None:
         known = self.dir.scores(folder)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from retain.schedules import due_amounts
+
 
 class Event(NamedTuple):
     """Replay at a stage's local `step` (from 1): λ there, and the samples it brings after the cap."""
@@ -34,3 +36,11 @@ class StagePlan:
     buffer_size: int = 0  # samples in the buffer at the stage's start
     epoch_steps: int = 1
     interval: float = 1.0  # D_1 in steps
+
+
+def due_steps(volume: str, plan: StagePlan, step: int, amount: int) -> list[tuple[int, int]]:
+    """(step, samples) as an event's `amount` falls due: at once, or over the steps of its epoch."""
+    if volume != "epoch":
+        return [(step, amount)]
+    steps = min(plan.epoch_steps, plan.steps - step + 1)
+    return list(enumerate(due_amounts(amount, steps), start=step))

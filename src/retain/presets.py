@@ -254,6 +254,11 @@ class Resolved:
     keeps_buffer: bool = False
     regularizers: tuple[tuple[str, Section], ...] = ()
 
+    @property
+    def replays(self) -> bool:
+        """Whether past samples, stored or synthetic, are trained on again; of `auto` it is not known yet."""
+        return bool(self.replay or self.source or self.name == AUTO)
+
 
 def preset_of(value: Any) -> Resolved:
     """What `strategy` means: "a", "a + b", a list of these, or {"name": ..., options}.

@@ -14,6 +14,7 @@ from retain.choosing import settle
 from retain.config import Config, load_config
 from retain.device import open_model
 from retain.evaluate import evaluate_task
+from retain.gate import check_names, enforce
 from retain.learner import Learner
 from retain.presets import AUTO, preset_of
 from retain.rundir import RunDir
@@ -35,13 +36,14 @@ def run(
 
     base: the folder that relative paths in `config` are relative to. out: overrides `config.output`.
     start: the first rows of another run, where these are the same; they are not computed again.
-    trained: called after each stage.
+    trained: called after each stage. Raises GateError where `gate.after_stage: stop` is not met.
     """
     out = base / config.output if out is None else out
     by_rule = preset_of(config.strategy).name == AUTO
     config, tasks, choice = settle(config, base)
     if preset_of(config.strategy).source:
         check_descriptions(config, tasks)
+    check_names(config)
     learner = Learner.of(config, base, out, tasks)
     if by_rule:
         learner.dir.log("choice", strategy=choice.strategy, why=choice.why, unsuited=choice.unsuited)
@@ -59,6 +61,7 @@ def run(
     learner.evaluate()
     learner.dir.log("end", seconds=time.perf_counter() - learner.started)
     learner.report()
+    enforce(learner.dir, config)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +43,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stages = path / "stages"
+        self.keeps_buffers = True
 
     def claim(self, config: Config, adopt_tasks: bool = False) -> Config:
         """Make the directory this run's, or check that it already is; returns the configuration that holds.
@@ -50,7 +51,8 @@ class RunDir:
         Tasks may be appended to a run that exists; everything else must be the same, once something is trained.
         `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
         """
-        self._lock()
+        self.lock()
+        self.keeps_buffers = config.buffer.history
         if self.journal.exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
             config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
@@ -70,7 +72,8 @@ class RunDir:
         drop_torn_line(self.journal)
         return config
 
-    def _lock(self) -> None:
+    def lock(self) -> None:
+        """Keep other processes out of the directory for as long as this object lives. Raises InputError."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         try:
@@ -143,13 +146,13 @@ class RunDir:
         self.settle()
 
     def settle(self) -> None:
-        """Move the newest row's buffer to its place and drop what only an unfinished row needs.
-
-        A crash between these moves is mended here.
-        """
+        """Move the newest row's buffer to its place, and the one before into its own row, from where `rollback` takes
+        it; drop what only an unfinished row needs. A crash between the moves is mended here."""
         rows = self.rows()
         fresh = rows[-1] / "buffer" if rows else None
         if fresh and fresh.is_dir():
+            if self.keeps_buffers and len(rows) > 1 and self.buffer.is_dir() and not (rows[-2] / "buffer").exists():
+                os.replace(self.buffer, rows[-2] / "buffer")
             shutil.rmtree(self.buffer, ignore_errors=True)
             os.replace(fresh, self.buffer)
         for leftover in [path for name in (*UNFINISHED, "*.tmp") for path in (rows[-1].glob(name) if rows else ())]:
@@ -180,6 +183,22 @@ class RunDir:
         if not isinstance(found, dict) or not {"scores", "costs"} <= found.keys():
             raise InputError(f"{row / 'scores.json'}: is not what a run wrote; restore it, or start anew with --out")
         return found
+
+    def write_results(self, config: Config, skipped: Mapping[str, int], versions: Mapping[str, str]) -> dict[str, Any]:
+        """Write results.json anew from the rows on disk, and return it. skipped: invalid rows of each task."""
+        known = self.scores(self.rows()[0])["scores"] if self.rows() else {}
+        tasks = [
+            {
+                "name": spec.name,
+                "stage": spec.train is not None,
+                "metric": known.get(spec.name, {}).get("metric"),
+                "skipped": skipped.get(spec.name, 0),
+            }
+            for spec in config.tasks
+        ]
+        results = self.collect(config, tasks, dict(versions))
+        write_json(self.path / "results.json", results)
+        return results
 
     def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""

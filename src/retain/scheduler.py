@@ -1,4 +1,4 @@
-"""The replay plan of a run, and the replayer that carries it out.
+"""The replay plan of a run (`retain.replayer` carries it out).
 
 A plan is known before any model is loaded: steps, events, amounts and the memory's unit of time. What training
 decides is projected: a `threshold` by a rehearsal with the real memory model, a trigger (`retain.triggers`) as often
@@ -7,8 +7,7 @@ as it may fire.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -18,15 +17,14 @@ import numpy as np
 from retain import schedules
 from retain.buffer import Buffer
 from retain.config import Config
-from retain.memory.state import MemoryState
-from retain.plans import Event, StagePlan
+from retain.conflicts import retired_tasks
+from retain.plans import Event, StagePlan, due_steps
 from retain.presets import preset_of
 from retain.rehearsal import pool, refreshed, samples_asked, stage_curriculum
+from retain.replayer import Replayer
 from retain.sections import ScheduleConfig, TrainingConfig
-from retain.triggers import UpdateClock, projected_steps, trigger_of
+from retain.triggers import projected_steps
 from retain.types import InputError, Sample
-
-Choice = Callable[[Sequence[Sample], Sequence[str], int], list[str]]  # (new samples, candidates, how many) to ids
 
 
 def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
@@ -38,20 +36,29 @@ def stage_steps(samples: int, training: TrainingConfig) -> np.ndarray:
     return np.resize(epoch, training.max_steps or training.epochs * len(epoch))
 
 
-def plan_run(config: Config, stages: list[tuple[str, int]], seed_samples: int = 0) -> list[StagePlan]:
+def plan_run(
+    config: Config, stages: list[tuple[str, int]], seed_samples: int = 0, buffered: int | None = None
+) -> list[StagePlan]:
     """The plan of every stage from (task, training samples) each; the buffer starts with `seed_samples`, or with as
-    many as the model is asked to write."""
+    many as the model is asked to write. buffered: the stored samples at the last stage's start, where they are known.
+    """
     preset, seed_samples = preset_of(config.strategy), config.written_seed or seed_samples
     if preset.joint:
         stages = [("joint", sum(samples for _, samples in stages))]
     plans = [_stage(config, task, samples) for task, samples in stages]
     if not preset.replay and not preset.source:
         return plans
-    stored = accumulate((samples for _, samples in stages), initial=seed_samples)
+    names, seed = [task for task, _ in stages], config.buffer.seed
+    retired = [retired_tasks(config, names[: number + 1]) for number in range(len(stages))]
+    pasts = [[one for one in stages[:number] if one[0] not in gone] for number, gone in enumerate(retired)]
+    firsts = [0 if seed and seed.name in gone else seed_samples for gone in retired]
+    stored = [first + sum(samples for _, samples in past) for first, past in zip(firsts, pasts, strict=True)]
     if preset.source:
-        pools = [pool(config, stages[:index], samples, seed_samples) for index, (_, samples) in enumerate(stages)]
-        real = [_real_samples(config, stages[:index]) for index in range(len(stages))]
+        pools = [pool(config, past, size, seed_samples) for past, (_, size) in zip(pasts, stages, strict=True)]
+        real = [_real_samples(config, past) for past in pasts]
         stored = [sum(sizes.values()) + count for sizes, count in zip(pools, real, strict=True)]
+    elif buffered is not None and not config.written_seed:  # of what is written the number asked for counts
+        stored[-1] = buffered
     plans = [
         replace(plan, buffer_size=min(config.buffer.capacity, count))
         for plan, count in zip(plans, stored, strict=False)
@@ -92,130 +99,6 @@ def plan_to_dict(plans: list[StagePlan], tokens_per_sample: Mapping[str, float] 
         for plan in plans
     ]
     return {"stages": stages, "totals": totals}
-
-
-class Replayer:
-    """Hands out the ids to mix into each step of one stage; call `draw` once a step, in order.
-
-    What it does is a function of the seed, the step, the memory's state and what its `trigger` has seen. `last_event`
-    is the global step of the run's last event so far, which only what training decides asks for, on the global clock.
-    `past` is the state of the last stage's trigger. `choose` takes of an event's candidates those that are replayed.
-    """
-
-    def __init__(
-        self,
-        plan: StagePlan,
-        config: Config,
-        stage: int,
-        first_step: int,
-        memory: MemoryState,
-        confidences: Mapping[str, float] | None = None,
-        last_event: int | None = None,
-        past: Mapping[str, Any] | None = None,
-        choose: Choice | None = None,
-    ) -> None:
-        self.events: list[Event] = []
-        self.drawn: list[list[str]] = []  # the ids of each event
-        self.last_event = last_event if config.schedule.clock == "global" else None
-        self._plan, self._schedule, self._stage, self._first_step = plan, config.schedule, stage, first_step
-        self._memory, self._confidences = memory, confidences
-        self._choose, self._candidates = choose, config.memory.candidates if choose else 1
-        self.trigger = trigger_of(config.schedule, config.trigger, plan, past)
-        self._online = schedules.decided_online(config.schedule) and plan.buffer_size > 0
-        self._least_gap = 0.0 if isinstance(self.trigger, UpdateClock) else plan.interval
-        self._planned = {} if self._online else {event.step: event for event in plan.events}
-        self._cap = schedules.step_cap(config.training.batch_size, config.schedule.max_mix)
-        self._budget = schedules.budget_of(config.schedule, int(plan.new_per_step.sum()))
-        self._theta = config.memory.theta
-        self._stale_after = config.memory.staleness_cap * plan.epoch_steps
-        self._queue: deque[str] = deque()
-        self._later: dict[int, list[str]] = {}  # ids of an epoch's event by the step they fall due at
-        self._exact = 0.0  # replay the new samples called for so far, not rounded
-        self._answered = 0  # local step of the last event: new samples up to it are answered
-
-    def weights(self, new: int, replayed: Sequence[Sample]) -> np.ndarray:
-        """Weights (new + r,) of a mixed batch's losses: Eq. 3's λ on the replayed ones."""
-        return np.array([1.0] * new + [self._schedule.replay_weight] * len(replayed))
-
-    @property
-    def pending(self) -> int:
-        """Samples drawn and not yet handed out."""
-        return len(self._queue) + sum(map(len, self._later.values()))
-
-    def progress(self) -> dict[str, Any]:
-        """What a resumed stage needs beside the arguments of `__init__`."""
-        return {
-            "events": self.events,
-            "drawn": self.drawn,
-            "last_event": self.last_event,
-            "queue": list(self._queue),
-            "later": self._later,
-            "exact": self._exact,
-            "answered": self._answered,
-            "trigger": self.trigger.progress() if self.trigger else {},
-        }
-
-    def resume(self, progress: Mapping[str, Any]) -> None:
-        """Go on where `progress` was taken."""
-        self.events = [Event(*event) for event in progress["events"]]
-        self.drawn, self.last_event = progress["drawn"], progress["last_event"]
-        self._queue = deque(progress["queue"])
-        self._later = {int(step): ids for step, ids in progress["later"].items()}
-        self._exact, self._answered = progress["exact"], progress["answered"]
-        if self.trigger:
-            self.trigger.resume(progress["trigger"])
-
-    def draw(self, step: int, new: Sequence[Sample] = ()) -> list[str]:
-        """The ids to mix into local `step` (from 1) beside its `new` samples, drawn from memory at global step
-        `first_step + step`."""
-        event = self._decide(step) if self._online else self._planned.get(step)
-        if event is not None:
-            self._fire(event, new)
-        self._queue.extend(self._later.pop(step, []))
-        return [self._queue.popleft() for _ in range(min(self._cap, len(self._queue)))]
-
-    def _decide(self, step: int) -> Event | None:
-        """The event of this step where training decides: one if the trigger says so, or if the buffer's mean strength
-        is below θ (Eq. 22), at most once in D₁ steps."""
-        now = self._first_step + step
-        if self.last_event is not None and now - self.last_event < self._least_gap:
-            return None
-        if self.trigger:
-            due = self.trigger.due(step)
-        else:
-            strengths = self._memory.log_strengths(now)
-            due = len(strengths) and schedules.below_threshold(strengths, self._theta)
-        if not due:
-            return None
-        ratio = schedules.ratio(now, self._schedule)
-        since = step - 1 if self._schedule.volume == "batch" else self._answered
-        before, self._answered = self._exact, step
-        self._exact += schedules.replay_for(int(self._plan.new_per_step[since:step].sum()), ratio)
-        amount = schedules.round_amount(self._exact) - schedules.round_amount(before)
-        room = self._cap * (self._plan.steps - step + 1) - len(self._queue)
-        if self._budget is not None:
-            room = min(room, self._budget - sum(event.replayed for event in self.events))
-        return Event(step, ratio, min(amount, room))
-
-    def _fire(self, event: Event, new: Sequence[Sample]) -> None:
-        """Draw the event's samples, of more candidates where there is a choice, and set down at which step each falls
-        due."""
-        self.events.append(event)
-        self.last_event = self._first_step + event.step
-        candidates = min(event.replayed * self._candidates, len(self._memory)) if new else 0
-        ids = self._memory.draw(
-            max(event.replayed, candidates),
-            self.last_event,
-            stage=self._stage,
-            event=len(self.events),
-            stale_after=self._stale_after,
-            confidences=self._confidences,
-        )
-        if 0 < event.replayed < len(ids):
-            ids = self._choose(new, ids, event.replayed)
-        self.drawn.append(ids)
-        for step, amount in _due(self._schedule.volume, self._plan, event.step, event.replayed):
-            self._later[step], ids = ids[:amount], ids[amount:]
 
 
 def _epoch(samples: int, batch_size: int) -> np.ndarray:
@@ -316,7 +199,7 @@ def _events(config: Config, plan: StagePlan, first_step: int, fired: list[int]) 
         amounts = schedules.rounded_amounts(exact)
     else:
         amounts = schedules.brought_forward(schedules.matched_amounts(exact, budget), fired, plan.steps, cap)
-    due = [_due(schedule.volume, plan, step, amount) for step, amount in zip(fired, amounts, strict=True)]
+    due = [due_steps(schedule.volume, plan, step, amount) for step, amount in zip(fired, amounts, strict=True)]
     carried = iter(schedules.carry((part for parts in due for part in parts), plan.steps, cap))
     replayed = [sum(next(carried) for _ in parts) for parts in due]
     return [Event(*event) for event in zip(fired, ratios, replayed, strict=True)]
@@ -329,14 +212,6 @@ def _answers_for(volume: str, plan: StagePlan, fired: list[int]) -> list[tuple[i
     if volume == "batch":
         return [(step - 1, step) for step in fired]
     return list(zip([0, *fired], fired, strict=False))
-
-
-def _due(volume: str, plan: StagePlan, step: int, amount: int) -> list[tuple[int, int]]:
-    """(step, samples) as an event's `amount` falls due: at once, or over the steps of its epoch."""
-    if volume != "epoch":
-        return [(step, amount)]
-    steps = min(plan.epoch_steps, plan.steps - step + 1)
-    return list(enumerate(schedules.due_amounts(amount, steps), start=step))
 
 
 def _project(config: Config, plans: list[StagePlan]) -> list[StagePlan]:

@@ -152,6 +152,8 @@ class TaskConfig(Section):
     metric: str | None = None
     template: Text | None = None
     on_invalid: Literal["error", "skip"] | None = None
+    supersedes: list[Text] = []
+    valid_until: Text | None = None
 
     @field_validator("name")
     @classmethod
@@ -191,6 +193,7 @@ class BufferConfig(Section):
     capacity: Count = 1024
     admission: Literal["balanced", "reservoir", "fifo", "surprise"] = "balanced"
     seed: SeedConfig | None = None
+    history: bool = True
 
 
 class ModelConfig(Section):
@@ -252,3 +255,24 @@ class EvaluationConfig(Section):
     unseen: bool = True
     max_new_tokens: Count | None = None
     save_predictions: bool = True
+
+
+def _limits(kind: Any, what: str) -> Any:
+    return Annotated[
+        kind | dict[str, kind] | None, Field(description=f"{what}, or one for each task by its name, or null")
+    ]
+
+
+class GateConfig(Section):
+    """What the model must still be able to do after a stage; null sets no limit."""
+
+    forgetting: _limits(Probability, "0 to 1") = None
+    mean_forgetting: Probability | None = None
+    score: _limits(Probability, "0 to 1") = None
+    nll: _limits(NonNegative, "at least 0") = None
+    nll_rise: _limits(NonNegative, "at least 0") = None
+    general: _limits(Probability, "0 to 1") = None
+    noise: Literal["fail", "pass"] = "fail"
+    level: Share = 0.95
+    after_stage: Literal["off", "stop", "raise_replay"] = "off"
+    raise_by: Annotated[float, Field(gt=1)] = 1.5

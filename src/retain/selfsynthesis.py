@@ -17,6 +17,7 @@ from retain.buffer import Buffer, balanced_choice
 from retain.cards import CARDS_FILE, TaskCard, label_set, read_cards, texts_of, write_cards
 from retain.choosing import LEAST_DESCRIPTION
 from retain.config import Config
+from retain.conflicts import find_conflicts, retired_tasks, settle_conflicts
 from retain.model import LanguageModel
 from retain.presets import preset_of
 from retain.quality.filters import Candidate
@@ -64,6 +65,8 @@ class SelfSynthesis:
         self.drifted: list[str] = []
         self.tokens = 0
         self.scratch: Path | None = None
+        self.retired: set[str] = set()
+        self._stages: list[Task] = list(past)
         self._passing: set[str] = set()  # ids of samples that live for this stage alone
 
     def progress(self) -> dict[str, Any]:
@@ -77,6 +80,28 @@ class SelfSynthesis:
     def known(self, task: Task, stage: int) -> dict[str, TaskCard]:
         """The cards of the past tasks and, without statistics of its own, of the one that is being learned."""
         return {**self.cards, task.name: TaskCard.of(task, stage, private=True)}
+
+    def correct(self, stages: Sequence[Task]) -> None:
+        """Write nothing of tasks that are retired by the last of `stages`, and show no sample that a later one of them
+        answers otherwise."""
+        self.retired = retired_tasks(self.config, [task.name for task in stages])
+        self.demonstrations = {task: self._valid(task, pairs, stages) for task, pairs in self.demonstrations.items()}
+        self._stages = list(stages)
+
+    def _valid(self, name: str, pairs: list[Pair], stages: Sequence[Task]) -> list[Pair]:
+        """The pairs of a task that are still true by `conflicts`."""
+        if self.config.conflicts != "newest" or name not in self.cards:
+            return pairs
+        frames = {task.name: task.frame for task in stages} | {name: self.cards[name].frame}
+        samples = [frames[name].sample(str(place), name, *pair) for place, pair in enumerate(pairs)]
+        wrong = {one.stored for one in find_conflicts(samples, stages, frames, self.config.conflict_similarity)}
+        return [pair for place, pair in enumerate(pairs) if str(place) not in wrong]
+
+    def _drop_untrue(self, buffer: Buffer) -> None:
+        """Drop what was written just now and a later task's data answer otherwise; the model may know it no better."""
+        if self._stages and self.config.conflicts != "keep":
+            config = self.config.model_copy(update={"conflicts": "newest"})
+            settle_conflicts(buffer, config, self._stages, self.log)
 
     def check_prompt(self, task: Task) -> None:
         """An InputError where the prompt that is to write the task's samples leaves no room for one."""
@@ -101,6 +126,7 @@ class SelfSynthesis:
                 samples = self._write(self.cards[task], missing, stage, "start").samples(self.cards[task], stage)
                 buffer.admit(samples, step, {}, stage)
                 self._passing |= {sample.id for sample in samples}
+        self._drop_untrue(buffer)
 
     def similarities(self, task: Task, buffer: Buffer) -> dict[str, float]:
         """Cosine of the task's mean embedding to that of each past one in the buffer, under the untouched model.
@@ -135,6 +161,7 @@ class SelfSynthesis:
             self._passing -= set(replaced)
             buffer.admit(samples, step, {}, stage)
             rows += [sample_row(sample.id, one.name, kept) for sample, kept in zip(samples, written.kept, strict=True)]
+        self._drop_untrue(buffer)
         self._forget(task, buffer, step, losses, stage)
         self._save(folder, rows)
 
@@ -146,7 +173,8 @@ class SelfSynthesis:
         every = self.config.synthesis.every
         if self.config.storage.mode == "on-demand":
             return []
-        due = list(self.cards.values()) if every and stage % every == 0 else [card]
+        known = [one for one in self.cards.values() if one.name not in self.retired]
+        due = known if every and stage % every == 0 else [card]
         shows = self.config.synthesis.demonstrations_from == "training"
         if self.config.privacy.dp_sgd or (self.config.filters.memorization is None and not shows):
             return due
@@ -177,7 +205,7 @@ class SelfSynthesis:
         """New samples of a task, and how far they are from its real ones."""
         writer = Writer(self.lm, self.config)
         if self.config.synthesis.demonstrations_from == "training":
-            shown = real_pairs(self.at_hand[card.name])
+            shown = self._valid(card.name, real_pairs(self.at_hand[card.name]), self._stages)
         else:
             shown = self.demonstrations.get(card.name, [])
         written = writer.write(card, count, stage, shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,30 @@ from accelerate import Accelerator
 from retain.buffer import Buffer
 from retain.checks import Checks
 from retain.config import Config
+from retain.conflicts import retired_tasks
 from retain.interrupts import deferred
 from retain.model import LanguageModel
 from retain.presets import preset_of
 from retain.progress import BUFFER, StageProgress
 from retain.rehearsal import CurriculumReplayer, curriculum_pools, pool, refreshed, stage_curriculum
+from retain.replayer import Replayer
 from retain.rundir import WRITTEN, RunDir
-from retain.scheduler import Replayer
 from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
 from retain.strategies.mir import MostInterfered
 from retain.trace import MemoryTrace
 from retain.trainer import Stage, StageRecord, Watch, train_stage
-from retain.types import Sample, Task
+from retain.types import Task
 
 log = logging.getLogger("retain")
 
 
 @dataclass(slots=True)
 class StageRun:
-    """A stage with what it needs of its run: the tasks to score, the past ones, and what the buffer starts with."""
+    """A stage with what it needs of its run: the tasks to score, the past ones, and the buffer that it starts with.
+
+    seed_samples: how many the buffer began with before any task. notes: lines that go into the journal before its own.
+    """
 
     lm: LanguageModel
     accelerator: Accelerator
@@ -42,7 +46,15 @@ class StageRun:
     tasks: Sequence[Task]
     past: Sequence[Task]
     stage: Stage
-    seed: Sequence[Sample]
+    buffer: Buffer
+    seed_samples: int = 0
+    notes: Sequence[tuple[str, Mapping[str, Any]]] = ()
+
+    @property
+    def valid_past(self) -> list[Task]:
+        """The past tasks that are still rehearsed."""
+        retired = retired_tasks(self.config, [task.name for task in (*self.past, self.stage.task)])
+        return [task for task in self.past if task.name not in retired]
 
     def learn(self, folder: Path) -> dict[str, Any]:
         """Train the stage, or what is left of it, into its folder; returns what its scores.json will hold."""
@@ -57,7 +69,7 @@ class StageRun:
         if stage.number > 1:
             strategy.load(self.dir.rows()[-1], lm.device)
         trace = MemoryTrace(folder, stage.number, buffer)
-        checks = Checks(lm, config, self.tasks, self.past, stage, buffer, replayer, self.dir.log)
+        checks = Checks(lm, config, self.tasks, self.valid_past, stage, buffer, replayer, self.dir.log)
         progress.begin(buffer, trace, checks)
         watch = Watch(self.dir.log, trace.write, checks, trace.review,
                       lambda parts: progress.resume({**parts, "context": context}), progress.save)  # fmt: skip
@@ -99,6 +111,7 @@ class StageRun:
         check_descriptions(self.config, [self.stage.task])
         last = self.dir.rows()[-1] if self.past else None
         synthesis = SelfSynthesis(self.lm, self.config, last, self.dir.log, self.past)
+        synthesis.correct([*self.past, self.stage.task])
         synthesis.check_prompt(self.stage.task)
         synthesis.scratch = folder / WRITTEN
         return synthesis
@@ -110,17 +123,12 @@ class StageRun:
             progress.resume({"synthesis": synthesis})
         if progress.saved:
             return Buffer.load(progress.saved.folder / BUFFER, config.buffer, config.memory, config.seed)
-        if self.dir.buffer.is_dir() or self.dir.rows()[1:]:
-            buffer = Buffer.load(self.dir.buffer, config.buffer, config.memory, config.seed)
-        else:
-            buffer = Buffer(config.buffer, config.memory, config.seed)
-            if self.seed and preset_of(config.strategy).keeps_buffer:
-                buffer.seed_with(self.seed)
+        buffer = self.buffer
         buffer.memory.set_unit(stage.plan.time_unit or 1.0, stage.first_step)
         self._announce()
         if synthesis:
-            past = [(known.name, len(known.train)) for known in self.past]
-            asked = pool(config, past, len(stage.task.train), len(self.seed))
+            past = [(known.name, len(known.train)) for known in self.valid_past]
+            asked = pool(config, past, len(stage.task.train), self.seed_samples)
             synthesis.prepare(stage.number, asked, buffer, stage.first_step)
         return buffer
 
@@ -134,26 +142,28 @@ class StageRun:
             name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
         }
         last = self.dir.scores(self.dir.rows()[-1])
-        return Replayer(stage.plan, self.config, stage.number, stage.first_step, buffer.memory, confidences,
+        return Replayer(stage.plan, stage.config, stage.number, stage.first_step, buffer.memory, confidences,
                         last.get("last_event"), last.get("trigger"),
                         MostInterfered(context, self.config.training.learning_rate))  # fmt: skip
 
     def _curriculum(self, buffer: Buffer, synthesis: SelfSynthesis) -> CurriculumReplayer:
         """The replayer of a stage whose synthetic share follows α(t)."""
-        stage, section, pools = self.stage, self.config.curriculum, curriculum_pools(self.config, buffer)
+        stage, section, pools = self.stage, self.stage.config.curriculum, curriculum_pools(self.config, buffer)
         needed = "similarity" in (section.kind, section.split)
         similarities = synthesis.similarities(stage.task, buffer) if needed else None
         sizes = {task: len(ids) for task, ids in pools.items()}
-        curriculum = stage_curriculum(self.config, stage.plan, stage.number - 1, sizes, similarities)
+        curriculum = stage_curriculum(stage.config, stage.plan, stage.number - 1, sizes, similarities)
         if self.dir.scores(self.dir.rows()[-1]).get("drifted") or synthesis.drifted:
             curriculum.lower(self.config.monitor.lower_by)
         drawn = {name for ids in pools.values() for name in ids}
         due = [name for name in buffer.samples if name not in drawn] if refreshed(self.config, stage.number) else []
-        return CurriculumReplayer(stage.plan, self.config, stage.number, buffer, curriculum, due)
+        return CurriculumReplayer(stage.plan, stage.config, stage.number, buffer, curriculum, due)
 
     def _announce(self) -> None:
         stage, plan = self.stage, self.stage.plan
         events = [event.to_dict() for event in plan.events]
+        for kind, fields in self.notes:
+            self.dir.log(kind, **fields)
         self.dir.log("plan", stage=stage.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
                      buffer=plan.buffer_size, events=events)  # fmt: skip
         self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)

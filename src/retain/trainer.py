@@ -24,7 +24,7 @@ from retain.memory.dynamics import ema
 from retain.model import LanguageModel
 from retain.plans import StagePlan
 from retain.rehearsal import CurriculumReplayer
-from retain.scheduler import Replayer
+from retain.replayer import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
 from retain.strategies.base import Batch, Strategy, trained
@@ -36,12 +36,14 @@ LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One task's turn: its number from 1, its plan, and the global step before its first."""
+    """One task's turn: its number from 1, its plan, the global step before its first, and the settings that hold in
+    it."""
 
     number: int
     task: Task
     plan: StagePlan
     first_step: int
+    config: Config | None = None
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ REQUIRED = {
     "evaluation": ("row", "task"),
     "synthesis": ("stage", "task"),
     "curriculum": ("stage", "step"),
+    "rollback": ("stage",),
 }
 REDONE = ("step", "event", "synthesis", "curriculum")
 
@@ -177,9 +178,13 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def current(journal: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The journal without what a resumed run did over: a stage that starts again replaces its first try."""
+    """The journal without what a resumed run did over: a stage that starts again replaces its first try, and a
+    rollback takes away what came after the stage it went back to."""
     kept: list[dict[str, Any]] = []
     for record in journal:
+        if record["kind"] == "rollback":
+            back = record["stage"]
+            kept = [old for old in kept if old.get("stage", old.get("row", 0)) <= back and old["kind"] != "end"]
         if record["kind"] == "stage_start":
             redone = record["stage"]
             kept = [old for old in kept if old["kind"] not in REDONE or old["stage"] < redone]
