@@ -72,6 +72,7 @@ LAYERS = {
     "run": 5,
     "ssr": 5,
     "compare": 5,
+    "adding": 5,
     "calibrate": 5,
     "quickstart": 5,
     "synthesize": 5,

@@ -77,9 +77,7 @@ class Replay:
 
     # ---- a stage ---------------------------------------------------------------------------------------
 
-    def begin(
-        self, samples: int, per_epoch: int, batch_size: int, steps: int, described: Mapping[str, Any]
-    ) -> None:
+    def begin(self, samples: int, per_epoch: int, batch_size: int, steps: int, described: Mapping[str, Any]) -> None:
         """Open the directory and plan a stage of `steps` over `samples` new ones, of which an epoch takes `per_epoch`,
         `batch_size` a step.
 
@@ -222,16 +220,12 @@ class Replay:
 
     def _claim(self, described: Mapping[str, Any]) -> Config:
         """The directory's configuration, or a new directory with one."""
-        exists = self.dir.config_file.exists()
-        old = load_config(self.dir.config_file, need_tasks=False) if exists else None
-        base = old.model_dump() if old else {**described, "tasks": []}
-        own = {key: {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-               for key, value in self.given.items()}  # fmt: skip
-        config = make_config({**base, **own, "output": "."}, "Replay", need_tasks=False)
+        given = {**described, **self.given, "tasks": [], "output": "."}
+        config = relocate(make_config(given, "Replay", need_tasks=False), Path.cwd(), self.out)
+        if self.dir.config_file.exists():
+            config = self._laid_over(load_config(self.dir.config_file, need_tasks=False), config)
         check_supported(config)
-        if old and "seed" in self.given.get("buffer", {}):
-            config = config.model_copy(update={"buffer": relocate(config, Path.cwd(), self.out).buffer})
-        config = self.dir.claim(config if old else relocate(config, Path.cwd(), self.out))
+        config = self.dir.claim(config)
         self.dir.settle_buffer()
         self._check_task(config)
         self.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -242,6 +236,14 @@ class Replay:
                 costs = {"peak_memory_bytes": 0, "seconds": 0.0}
                 write_json(folder / "scores.json", {"row": 0, "scores": {}, "costs": costs})
         return config
+
+    def _laid_over(self, old: Config, asked: Config) -> Config:
+        """What a directory says, with the keys that were given here as they are now."""
+        values, found = old.model_dump(), asked.model_dump()
+        for key, given in self.given.items():
+            whole = not (isinstance(given, Mapping) and isinstance(found[key], Mapping))
+            values[key] = found[key] if whole else {**values[key], **{name: found[key][name] for name in given}}
+        return make_config(values, "Replay", need_tasks=False)
 
     def _check_task(self, config: Config) -> None:
         name = self.spec.name

@@ -85,6 +85,7 @@ class ReplayMixin:
     def __init__(self, *args: Any, replay: Replay, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_trainer(self)
+        self._fields = replay_fields(self)
         self.replay = replay
         self._checkpoint: str | None = None
         self._reported: Counter[str] = Counter()
@@ -181,7 +182,6 @@ class ReplayMixin:
         dropped = samples % args.per_device_train_batch_size if args.dataloader_drop_last else 0
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self._lm = LanguageModel(self.model, self.processing_class, longest(self))
-        self._fields = replay_fields(self)
         self.replay.begin(samples, samples - dropped, batch, self.state.max_steps, described(self, batch))
         self._inexact = 0
         if self._checkpoint:
