@@ -77,6 +77,7 @@ LAYERS = {
     "quickstart": 5,
     "synthesize": 5,
     "cli": 6,
+    "cli_add": 6,
     "cli_compare": 6,
     "cli_guard": 6,
     "cli_review": 6,

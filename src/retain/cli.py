@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retain.cli_add import add
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
 from retain.types import InputError
@@ -101,6 +102,7 @@ def quickstart(
     typer.echo("Next: your own tasks in a YAML file (see README.md), then `retain run my-run.yaml`")
 
 
+app.command()(add)
 app.command()(compare)
 
 
