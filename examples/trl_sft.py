@@ -21,5 +21,5 @@ for task in ("trec", "sst2"):
     trainer.train()
     model, lora = trainer.model, None
     table[task] = [trainer.evaluate(sets[f"{name}_test"])["eval_loss"] for name in ("trec", "sst2")]
-    print(f"held-out loss after {task}: trec {table[task][0]:.3f}, sst2 {table[task][1]:.3f}")
-print(f"trec forgotten: {table['sst2'][0] - table['trec'][0]:+.3f}")
+print("held-out loss  trec   sst2", *(f"after {task}     {one:.3f}  {two:.3f}" for task, (one, two) in table.items()),
+      f"forgotten      {table['sst2'][0] - table['trec'][0]:+.3f}", sep="\n")  # fmt: skip

@@ -20,7 +20,7 @@ from retain import cli
 from retain.types import GateError, InputError
 
 COMMANDS = [
-    *("run", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
+    *("run", "add", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
     *("calibrate", "fit", "tasks", "models"),
 ]
 TRACE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from retain.relocation import relocate
 from retain.rundir import RunDir
 from retain.sections import TaskConfig
 from retain.tasks import load_task
-from retain.types import IN_MEMORY, InputError, Sample, Task
+from retain.types import InputError, Sample, Task
+
+log = logging.getLogger("retain")
 
 
 def add(run_dir: str | Path, task: str | Path | None = None) -> dict[str, Any]:
@@ -56,22 +59,17 @@ def reopen(run_dir: Path) -> Learner:
 
 
 def _task(spec: TaskConfig, config: Config, base: Path, row: dict[str, Any] | None) -> Task:
-    """A task as its data give it; of a stage whose data are gone its size alone, which is all that replay asks for."""
+    """A task as its data give it; of a stage whose training data are gone its size, which is all that replay needs."""
     try:
-        if IN_MEMORY not in (spec.train, spec.validation, spec.test):
-            return load_task(spec, config, base, config.needs_validation, needs_test=False)
+        return load_task(spec, config, base, config.needs_validation, needs_test=False)
     except InputError:
         if row is None or "samples" not in row:
             raise
-    kept = {
-        split: None for split in ("train", "validation", "test") if getattr(spec, split) == IN_MEMORY or split != "test"
-    }
-    scored = spec.model_copy(update=kept)
-    task = load_task(scored, config, base, needs_test=False) if scored.test else Task(spec.name)
-    task.description = spec.description
-    if row is not None:
-        if "samples" not in row:
-            raise InputError(f"task {spec.name!r}: its rows were given in Python; learn it again in Python")
-        task.fingerprint = row["fingerprint"]
-        task.train = [Sample(f"{spec.name}/{number}", spec.name, "", "") for number in range(row["samples"])]
+    try:
+        task = load_task(spec.model_copy(update={"train": None, "validation": None}), config, base)
+    except InputError as error:
+        log.warning("%s: not scored any more (%s)", spec.name, str(error).splitlines()[0])
+        task = Task(spec.name, description=spec.description)
+    task.fingerprint = row["fingerprint"]
+    task.train = [Sample(f"{spec.name}/{number}", spec.name, "", "") for number in range(row["samples"])]
     return task
