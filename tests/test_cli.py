@@ -20,7 +20,19 @@ from retain import cli
 from retain.types import GateError, InputError
 
 COMMANDS = [
-    *("run", "add", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
+    *(
+        "run",
+        "add",
+        "export",
+        "quickstart",
+        "compare",
+        "plan",
+        "simulate",
+        "evaluate",
+        "synthesize",
+        "review",
+        "report",
+    ),
     *("calibrate", "fit", "tasks", "models"),
 ]
 TRACE = {

@@ -73,6 +73,7 @@ LAYERS = {
     "ssr": 5,
     "compare": 5,
     "adding": 5,
+    "exporting": 5,
     "calibrate": 5,
     "quickstart": 5,
     "synthesize": 5,

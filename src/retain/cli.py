@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retain.cli_add import add
+from retain.cli_add import add, export
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
 from retain.types import InputError
@@ -103,6 +103,7 @@ def quickstart(
 
 
 app.command()(add)
+app.command()(export)
 app.command()(compare)
 
 

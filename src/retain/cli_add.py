@@ -1,7 +1,8 @@
-"""`retain add`: come back to a run with its next task."""
+"""`retain add` and `retain export`: a finished run's next task, here or in other software."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,3 +31,26 @@ def add(
     from retain.report.tables import run_table
 
     show(run_table(add_task(run_folder(folder), task)))
+
+
+@guarded
+def export(
+    form: Annotated[str, typer.Argument(metavar="FORM", help="jsonl, parquet or llamafactory.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    out: Annotated[str, typer.Option(help="The folder to write, new or empty.")],
+    task: Annotated[str | None, typer.Option(help="For llamafactory: a YAML file with the new task.")] = None,
+) -> None:
+    """Write the samples that a run rehearses for other software.
+
+    jsonl and parquet: a file of each past task, laid out as a data set of the Hub. llamafactory: the next stage, of the
+    new task with its replay mixed in, with dataset_info.json; train it with `disable_shuffling: true`.
+
+    \b
+    Examples:
+      retain export parquet runs/my-run --out rehearsal
+      retain export llamafactory runs/my-run --task march.yaml --out march
+    """
+    from retain.exporting import export as write
+
+    for path in write(run_folder(folder), form, Path(out), None if task is None else Path(task)):
+        typer.echo(str(path))
