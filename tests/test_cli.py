@@ -20,20 +20,8 @@ from retain import cli
 from retain.types import GateError, InputError
 
 COMMANDS = [
-    *(
-        "run",
-        "add",
-        "export",
-        "quickstart",
-        "compare",
-        "plan",
-        "simulate",
-        "evaluate",
-        "synthesize",
-        "review",
-        "report",
-    ),
-    *("calibrate", "fit", "tasks", "models"),
+    *("run", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
+    *("calibrate", "fit", "tasks", "models", "add", "export"),
 ]
 TRACE = {
     "config": {"time_unit": 10},

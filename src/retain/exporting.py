@@ -17,6 +17,7 @@ from retain.config import Config, load_config
 from retain.presets import preset_of
 from retain.rundir import RunDir, write_json, write_text
 from retain.scheduler import Replayer, plan_stage
+from retain.schedules import decided_online
 from retain.store import write_lines
 from retain.tasks import load_task
 from retain.trainer import new_batches
@@ -97,21 +98,15 @@ def _llamafactory(run_dir: Path, config: Config, buffer: Buffer, task: Path, out
 
 
 def mixed(config: Config, run: RunDir, buffer: Buffer, new: list[Sample]) -> Iterable[Sample]:
-    """The samples of the next stage step by step: new ones as `retain run` orders them, then what is replayed beside them.
+    """The samples of the next stage step by step: new ones as `retain run` orders them, then those replayed with them.
 
     Nobody reports losses back, so the draws take each replayed sample to keep the loss it had; the buffer's memory is
     changed by them. Raises InputError for a strategy that does not replay by a plan.
     """
     chosen = preset_of(config.strategy)
-    if (
-        not chosen.replay
-        or chosen.source
-        or config.memory.candidates > 1
-        or config.schedule.kind in ("loss", "accuracy")
-    ):
-        raise InputError(
-            f"strategy {chosen.name!r}: its replay cannot be planned; llamafactory takes fixed, er or mssr"
-        )
+    told = decided_online(config.schedule) and config.schedule.kind != "threshold"  # training tells it when
+    if not chosen.replay or chosen.source or config.memory.candidates > 1 or told:
+        raise InputError(f"strategy {chosen.name!r}: its replay cannot be planned; such as fixed, er and mssr can")
     rows = run.rows()
     first_step = sum(run.scores(row)["steps"] for row in rows[1:])
     plan = plan_stage(config, new[0].task, len(new), buffer.seen, first_step)
