@@ -113,7 +113,9 @@ def mixed(config: Config, run: RunDir, buffer: Buffer, new: list[Sample]) -> Ite
     memory = buffer.memory
     memory.set_unit(plan.time_unit or 1.0, first_step)
     known = dict(zip(memory.ids, memory.to_tensors()["ema_loss"].tolist(), strict=True))
-    confidences = {one: sample.confidence or 1.0 for one, sample in buffer.samples.items()}
+    confidences = {
+        one: 1.0 if sample.confidence is None else sample.confidence for one, sample in buffer.samples.items()
+    }
     replayer = Replayer(plan, config, len(rows), first_step, memory, confidences)
     for step, batch in enumerate(new_batches(new, plan, config.seed, len(rows)), start=1):
         ids = replayer.draw(step)

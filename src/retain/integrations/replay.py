@@ -96,7 +96,8 @@ class Replay:
         config = self.config.model_copy(update={"training": self.config.training.model_copy(update=training)})
         self.plan = plan_stage(config, self.spec.name, per_epoch, self.buffer.seen, self.first_step)
         self.buffer.memory.set_unit(self.plan.time_unit or 1.0, self.first_step)
-        confidences = {one: sample.confidence or 1.0 for one, sample in self.buffer.samples.items()}
+        confidences = {one: 1.0 if sample.confidence is None else sample.confidence
+                       for one, sample in self.buffer.samples.items()}  # fmt: skip
         self.replayer = Replayer(self.plan, config, self.number, self.first_step, self.buffer.memory, confidences,
                                  last.get("last_event"), last.get("trigger"))  # fmt: skip
         self._refresh_every = every_steps(self.config.memory.refresh_every, steps)
@@ -249,7 +250,7 @@ class Replay:
         name = self.spec.name
         if name in [self.dir.scores(row)["task"] for row in self.dir.rows()[1:]]:
             raise InputError(f"task {name!r}: {self.out} has learned it already; give this one another name")
-        if name in [task.name for task in config.tasks]:
+        if name in [task.name for task in config.tasks if task.train != IN_MEMORY]:
             raise InputError(f"task {name!r}: is for `retain run` to learn in {self.out}; give this one another name")
 
     def _buffer(self) -> Buffer:
@@ -284,7 +285,8 @@ class Replay:
         write_json(self.folder / "scores.json", {**facts, "truncated": 0, "scores": {}, "costs": costs})
         alone = self.config.model_copy(update={"tasks": [self.spec]})
         spec: TaskConfig = relocate(alone, Path.cwd(), self.out).tasks[0]
-        self.config = self.config.model_copy(update={"tasks": [*self.config.tasks, spec]})
+        others = [task for task in self.config.tasks if task.name != name]  # a crash may have left its entry
+        self.config = self.config.model_copy(update={"tasks": [*others, spec]})
         write_text(self.dir.config_file, dump_config(self.config))
         self._scratch.close()
         merge_traces(self.dir.rows(), self.dir.path)

@@ -151,7 +151,7 @@ class ReplayMixin:
         for batch, size in again:
             loss = loss + self._pass(model, batch, num_items_in_batch / weight, size)
             self.current_flos += float(self.floating_point_ops(batch))
-            self._track_num_input_tokens(batch)
+            getattr(self, "_track_num_input_tokens", lambda batch: None)(batch)  # newer than the oldest version
         losses, tokens = (torch.cat(parts).tolist() for parts in zip(*self._seen, strict=True))
         self._seen.clear()
         self.replay.learn(Step(rows, losses, tokens), time.perf_counter() - self._started)
