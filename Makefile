@@ -26,12 +26,13 @@ test: $(MODEL) $(TESTING)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(LINTING)
-	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes examples
 	$(BIN)/ruff format --check src tests benchmarks recipes
 
 benchmark: $(MODEL) $(BENCHMARKING)
 	$(BIN)/python benchmarks/memory_cost.py --whole-step
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/replayify_throughput.py
 	$(BIN)/python benchmarks/synthesis_throughput.py
 
 clean:

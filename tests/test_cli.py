@@ -21,7 +21,7 @@ from retain.types import GateError, InputError
 
 COMMANDS = [
     *("run", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
-    *("calibrate", "fit", "gate", "rollback", "erase", "doctor", "tasks", "models"),
+    *("calibrate", "fit", "gate", "rollback", "erase", "doctor", "tasks", "models", "add", "export"),
 ]
 TRACE = {
     "config": {"time_unit": 10},

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,23 @@ def test_a_wrong_wheel_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(model, "EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(InputError, match=r"does not have the expected checksum.*force-reinstall"):
         model.embedded_model()
+
+
+def test_the_example_for_trl_prints_what_was_forgotten(tmp_path, shared_data):
+    pytest.importorskip("trl")
+    example = Path(__file__).parents[1] / "examples" / "trl_sft.py"
+    assert len(example.read_text().splitlines()) <= 25
+    done = subprocess.run(
+        [sys.executable, str(example), str(shared_data), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stdout.splitlines() if line.startswith(("after", "forgotten"))]
+    assert [row[0] for row in table] == ["after", "after", "forgotten"]
+    first, second = (list(map(float, row[-2:])) for row in table[:2])
+    assert second[1] < first[1]  # the second task was learned
+    assert float(table[2][1]) == pytest.approx(second[0] - first[0], abs=2e-3)
+    results = json.loads((tmp_path / "memory" / "results.json").read_text())
+    assert results["tasks"] == ["trec", "sst2"] and results["costs"]["replayed_samples"] > 0

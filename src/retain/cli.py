@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retain import cli_care
+from retain.cli_add import add, export
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
 from retain.types import InputError
@@ -102,6 +103,8 @@ def quickstart(
     typer.echo("Next: your own tasks in a YAML file (see README.md), then `retain run my-run.yaml`")
 
 
+app.command()(add)
+app.command()(export)
 app.command()(compare)
 cli_care.register(app)
 

@@ -79,6 +79,23 @@ def plan_run(
     return plans
 
 
+def plan_stage(config: Config, task: str, samples: int, buffered: int, first_step: int) -> StagePlan:
+    """The plan of one stage after others, as `plan_run` makes it: `buffered` samples asked for entry before it, and it
+    starts at global `first_step`. What training decides has no events here.
+
+    A clock that runs through the stages is an InputError: it needs all their plans.
+    """
+    if config.schedule.clock == "global":
+        raise InputError("schedule.clock: global runs through all stages, and here one is planned alone; set stage")
+    plan = _stage(config, task, samples)
+    if not preset_of(config.strategy).replay:
+        return plan
+    plan = replace(plan, buffer_size=min(config.buffer.capacity, buffered))
+    [fired] = _event_steps(config.schedule, [plan])
+    plan = _with_replay(config, plan, first_step, fired)
+    return replace(plan, events=[]) if schedules.decided_online(config.schedule) else plan
+
+
 def plan_to_dict(plans: list[StagePlan], tokens_per_sample: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The JSON of `retain plan --json`; tokens where `tokens_per_sample` has every task's mean."""
     totals: dict[str, Any] = {

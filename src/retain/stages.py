@@ -101,8 +101,8 @@ class StageRun:
         privacy = record.private and record.private.account(record.steps, [row["privacy"]["spent"] for row in done])
         facts = {"truncated": truncated, "privacy": privacy}
         self.dir.log("stage_end", stage=stage.number, task=task.name, step=step, **facts, **costs)
-        return {"row": stage.number, "task": task.name, "fingerprint": task.fingerprint, "steps": record.steps,
-                **facts, "scores": {}, "costs": costs}  # fmt: skip
+        return {"row": stage.number, "task": task.name, "fingerprint": task.fingerprint, "samples": len(task.train),
+                "steps": record.steps, **facts, "scores": {}, "costs": costs}  # fmt: skip
 
     def _synthesis(self, folder: Path) -> SelfSynthesis | None:
         """What the run knows of its past tasks where their data may not be kept; None for stored rehearsal."""

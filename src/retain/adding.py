@@ -1,0 +1,75 @@
+"""Come back to a finished run: take up all it learned, and learn the next task."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from retain.config import Config, load_config, make_config
+from retain.config_yaml import read_yaml
+from retain.learner import Learner
+from retain.relocation import relocate
+from retain.rundir import RunDir
+from retain.sections import TaskConfig
+from retain.tasks import load_task
+from retain.types import InputError, Sample, Task
+
+log = logging.getLogger("retain")
+
+
+def add(run_dir: str | Path, task: str | Path | None = None) -> dict[str, Any]:
+    """Learn the task of a YAML file (what stands under `tasks` in a configuration) as the run's next stage.
+
+    Without a task what is not scored yet is scored. The data of earlier stages may be gone. Returns the results.
+    """
+    run_dir = Path(run_dir)
+    spec = None if task is None else read_task(Path(task), run_dir)
+    learner = reopen(run_dir)
+    return learner.evaluate() if spec is None else learner.learn(spec)
+
+
+def read_task(path: Path, run_dir: Path) -> TaskConfig:
+    """The one task of a YAML file, its paths, which are relative to the file, relative to the run's directory."""
+    values, lines = read_yaml(path)
+    values = values if "tasks" in values else {"tasks": [values]}
+    config = make_config(values, str(path), lines, need_tasks=False)
+    if len(config.tasks) != 1 or not config.tasks[0].train:
+        raise InputError(f"{path}: {len(config.tasks)} tasks; give one with `name` and `train`")
+    return relocate(config, path.parent, run_dir).tasks[0]
+
+
+def reopen(run_dir: Path) -> Learner:
+    """The learner of a run with its finished stages, also those whose data are not at hand any more.
+
+    Raises InputError where there is no run, or where a stage is not finished.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run_dir}: no config.yaml in it, so it is no run")
+    config, run = load_config(path, need_tasks=False), RunDir(run_dir)
+    rows = [run.scores(row) for row in run.rows()[1:]]
+    done = {row["task"]: row for row in rows}
+    if waiting := [task.name for task in config.tasks if task.train and task.name not in done]:
+        raise InputError(f"{run_dir}: {waiting[0]} is not learned yet; `retain run {path}` goes on with it first")
+    tasks = {task.name: _task(task, config, run_dir, done.get(task.name)) for task in config.tasks}
+    learner = Learner.of(config, run_dir, run_dir, list(tasks.values()))
+    learner.stages = [tasks[row["task"]] for row in rows]
+    return learner
+
+
+def _task(spec: TaskConfig, config: Config, base: Path, row: dict[str, Any] | None) -> Task:
+    """A task as its data give it; of a stage whose training data are gone its size, which is all that replay needs."""
+    try:
+        return load_task(spec, config, base, config.needs_validation, needs_test=False)
+    except InputError:
+        if row is None or "samples" not in row:
+            raise
+    try:
+        task = load_task(spec.model_copy(update={"train": None, "validation": None}), config, base)
+    except InputError as error:
+        log.warning("%s: not scored any more (%s)", spec.name, str(error).splitlines()[0])
+        task = Task(spec.name, description=spec.description)
+    task.fingerprint = row["fingerprint"]
+    task.train = [Sample(f"{spec.name}/{number}", spec.name, "", "") for number in range(row["samples"])]
+    return task
