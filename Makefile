@@ -10,11 +10,12 @@ TESTING = $(VENV)/.testing
 LINTING = $(VENV)/.linting
 BENCHMARKING = $(VENV)/.benchmarking
 
-.PHONY: help quickstart test lint benchmark clean
+.PHONY: help quickstart test crash lint benchmark clean
 
 help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
 	@echo "make test        set up $(VENV), then run the tests"
+	@echo "make crash       kill runs of a tiny model a hundred times and compare how they end"
 	@echo "make lint        check the style with ruff"
 	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
@@ -24,6 +25,9 @@ quickstart: $(MODEL)
 
 test: $(MODEL) $(TESTING)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+crash: $(TESTING)
+	$(BIN)/python -m tests.crash --kills 100
 
 lint: $(LINTING)
 	$(BIN)/ruff check src tests benchmarks recipes examples

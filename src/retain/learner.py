@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from retain.intake import given_task
 from retain.model import LanguageModel
 from retain.presets import AUTO, preset_of
 from retain.privacy import check_installed
-from retain.progress import PREDICTIONS, check_same_data, clear_row, seal_row, sealed_row
+from retain.progress import check_same_data, clear_row, seal_row, sealed_row
 from retain.relocation import relocate
 from retain.report import write_report
 from retain.reviews import require_approval
-from retain.rundir import RunDir, cut_lines, write_json
+from retain.rundir import PREDICTIONS, RunDir, write_json
 from retain.scheduler import plan_run
 from retain.sections import TaskConfig
 from retain.selfsynthesis import check_demonstrations
@@ -214,6 +214,7 @@ class Learner:
                 found = sealed_row(folder)
                 if not found:
                     clear_row(folder)
+                    self.dir.forget_row(0)
                     costs = write_seed(self.lm, self.config, folder / "buffer", self.dir.log)
                     found = {"row": 0, "scores": {}, "costs": costs}
                 self._score(folder, found)
@@ -224,7 +225,7 @@ class Learner:
         found: what scores.json will hold, with the scores that a run that was stopped had got.
         """
         row, scores, costs = found["row"], found["scores"], found["costs"]
-        self._forget_unscored(folder, row, scores)
+        self.dir.forget_unscored(folder, row, scores)
         seal_row(folder, found)
         for task in self._scored(row):
             if task.name not in scores:
@@ -234,14 +235,6 @@ class Learner:
         write_json(folder / "scores.json", found)
         marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]
         log.info("%s  %s", "untouched model:" if row == 0 else f"after stage {row}:", "  ".join(marks))
-
-    def _forget_unscored(self, folder: Path, row: int, scores: Collection[str]) -> None:
-        """Take out what a run that was stopped wrote of a task before its scores were safe."""
-        cut_lines(folder / PREDICTIONS, lambda line: line.get("task") not in scores)
-        evaluated = ("evaluation", row)
-        self.dir.cut_journal(
-            lambda line: (line.get("kind"), line.get("row")) == evaluated and line.get("task") not in scores
-        )
 
     def _score_task(self, folder: Path, row: int, task: Task, costs: dict[str, float]) -> dict[str, Any]:
         found, predictions = evaluate_task(self.lm, task, self.config.evaluation)
@@ -264,7 +257,7 @@ class Learner:
     def _score_again(self, row: int, folder: Path, missing: set[str]) -> None:
         """Fill in tasks that were not known when this row was scored, with the row's own weights."""
         known = self.dir.scores(folder)
-        self._forget_unscored(folder, row, known["scores"])
+        self.dir.forget_unscored(folder, row, known["scores"])
         newest = self.dir.rows()[-1]
         if row:
             self.lm.load_adapter(folder / "adapter")

@@ -13,7 +13,7 @@ from retain.checkpoint import Checkpoints, Resumable, write_state
 from retain.checks import Checks
 from retain.config import Config
 from retain.interrupts import Pending
-from retain.rundir import CHECKPOINTS, UNFINISHED, UNSCORED, WRITTEN, RunDir, remove
+from retain.rundir import CHECKPOINTS, PREDICTIONS, UNFINISHED, UNSCORED, WRITTEN, RunDir, remove
 from retain.sealed import checksums, read_sealed, write_sealed
 from retain.trace import MemoryTrace
 from retain.trainer import Stage
@@ -22,7 +22,6 @@ from retain.types import InputError, Task
 log = logging.getLogger("retain")
 
 BUFFER, TRACE = "buffer", "trace"
-PREDICTIONS = "predictions.jsonl"
 
 
 class StageProgress:
@@ -43,7 +42,7 @@ class StageProgress:
             check_same_data(folder, self._known["fingerprint"], stage.task)
         else:
             clear_row(folder)
-        run_dir.cut_journal(lambda line: stage.number in (line.get("stage"), line.get("row")), self._known["journal"])
+        run_dir.forget_row(stage.number, self._known["journal"])
         if self.saved or self.checkpoints.broken:
             step = self.saved.step if self.saved else 0
             log.info("stage %d: %s goes on after step %d", stage.number, stage.task.name, step)

@@ -59,8 +59,8 @@ def run(
         learner.train(task)
         trained(learner.dir)
     learner.evaluate()
-    learner.dir.log("end", seconds=time.perf_counter() - learner.started)
     learner.report()
+    learner.dir.log("end", seconds=time.perf_counter() - learner.started)
     enforce(learner.dir, config)
     return out
 

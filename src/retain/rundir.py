@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from retain.presets import preset_of
 from retain.privacy import privacy_facts
 from retain.types import InputError
 
-LOCK = ".lock"
+LOCK, PREDICTIONS = ".lock", "predictions.jsonl"
 # What a row's scratch folder holds until it is finished, beside the row itself.
 CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
 UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
@@ -170,9 +170,18 @@ class RunDir:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
-    def cut_journal(self, again: Callable[[dict[str, Any]], bool], start: int = 0) -> None:
-        """Take out the lines from byte `start` on that a resumed run is going to write `again`."""
-        cut_lines(self.journal, again, start)
+    def forget_row(self, row: int, start: int = 0) -> None:
+        """Take a row's lines from byte `start` on out of the journal: a resumed run is going to write them again."""
+        cut_lines(self.journal, lambda line: row in (line.get("stage"), line.get("row")), start)
+
+    def forget_unscored(self, folder: Path, row: int, scored: Collection[str]) -> None:
+        """Take out what a run that was stopped wrote of a row's tasks before their scores were safe."""
+        cut_lines(folder / PREDICTIONS, lambda line: line.get("task") not in scored)
+        evaluated = ("evaluation", row)
+        cut_lines(
+            self.journal,
+            lambda line: (line.get("kind"), line.get("row")) == evaluated and line.get("task") not in scored,
+        )
 
     def scores(self, row: Path) -> dict[str, Any]:
         """The scores.json of one row."""
