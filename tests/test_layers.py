@@ -51,6 +51,7 @@ LAYERS = {
     "assessment": 1,
     "attention": 2,
     "linear": 2,
+    "faults": 2,
     "model": 2,
     "batching": 2,
     "encoder_decoder": 2,

@@ -202,10 +202,10 @@ class Learner:
             done = map(self.dir.scores, self.dir.rows()[1:])
             privacy = record.private and record.private.account(record.steps, [row["privacy"]["spent"] for row in done])
             self.dir.log("stage_end", stage=number, task=task.name, step=stage.first_step + record.steps,
-                         truncated=truncated, privacy=privacy, **costs)  # fmt: skip
+                         truncated=truncated, privacy=privacy, skipped_steps=record.skipped_steps, **costs)  # fmt: skip
             self._score(folder, number, costs, task=task.name, fingerprint=task.fingerprint, truncated=truncated,
                         last_event=replayer.last_event, trigger=replayer.trigger and replayer.trigger.state(),
-                        steps=record.steps, privacy=privacy,
+                        steps=record.steps, skipped_steps=record.skipped_steps, privacy=privacy,
                         drifted=synthesis.drifted if synthesis else [])  # fmt: skip
         merge_traces(self.dir.rows(), self.dir.path)
         self._write_results()

@@ -179,6 +179,7 @@ class RunDir:
             "versions": versions,
             "finished": len(rows) == stages + 1,
             "truncated": sum(row.get("truncated", 0) for row in rows),
+            "skipped_steps": {row["task"]: row["skipped_steps"] for row in rows if row.get("skipped_steps")},
             "truncated_test": {
                 name: cut
                 for name, scores in (rows[0]["scores"] if rows else {}).items()

@@ -109,6 +109,9 @@ def _notes(run: Run) -> Markup | None:
     skipped = {task: count for task, count in run.results["skipped"].items() if count}
     if skipped:
         notes.append("Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + ".")
+    if lost := run.results["skipped_steps"]:
+        found = ", ".join(f"{task} {whole(count)}" for task, count in lost.items())
+        notes.append(f"Steps skipped because a loss or its gradient was not finite: {found}.")
     return tag("p", " ".join(notes), class_="meta") if notes else None
 
 

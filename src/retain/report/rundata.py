@@ -245,7 +245,7 @@ def _complete(results: dict[str, Any]) -> dict[str, Any]:
     metrics = results.get("metrics") or {**by_matrix.get("generated", {}), "NLL": None}
     return {
         "strategy": "?", "seed": None, "versions": {}, "costs": {}, "task_metrics": {}, "truncated": 0,
-        "skipped": {}, "finished": False,
+        "skipped": {}, "skipped_steps": {}, "finished": False,
         **{key: value for key, value in results.items() if value is not None},
         "tasks": tasks, "joint": joint, "matrices": matrices, "metrics": metrics,
         "metrics_by_matrix": results.get("metrics_by_matrix") or by_matrix,
