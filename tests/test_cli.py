@@ -195,9 +195,9 @@ def test_simulate_without_a_query_says_so(command, tmp_path):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ('{"config": {},\n "ops": [}', "trace.json, line 2, column 10: not valid JSON"),
-        ("", "trace.json, line 1, column 1: not valid JSON"),
-        ("[" * 100_000, "trace.json: not a trace: nested too deeply"),
+        ('{"config": {},\n "ops": [}', "trace.json: broken JSON at line 2, column 10"),
+        ("", "trace.json: broken JSON at line 1, column 1"),
+        ("[" * 100_000, "trace.json: broken JSON (nested too deeply)"),
         ("[]", "trace.json: "),
         (
             '{"config": {"time_unit": 1}, "ops": [{"op": "refresh", "step": 2}, {"op": "query", "step": 1}]}',

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "retain"
 # A package stands for its submodules. `retain` itself only names `Learner` lazily.
 LAYERS = {
     "types": 0,
+    "reading": 0,
     "cache": 0,
     "config": 0,
     "sections": 0,
@@ -45,6 +46,7 @@ LAYERS = {
     "tasks": 1,
     "report": 1,
     "rundir": 1,
+    "holder": 1,
     "reviews": 1,
     "trace": 1,
     "history": 1,

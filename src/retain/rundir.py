@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,15 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from retain.config import Config, diff_config, dump_config, load_config
+from retain.holder import HOLDER, LOCK, explain_end, hold
 from retain.matrix import summarize
 from retain.presets import preset_of
 from retain.privacy import privacy_facts
+from retain.reading import foreign, read_json
 from retain.types import InputError
 
-LOCK = ".lock"
+log = logging.getLogger("retain")
+OWN = (LOCK, HOLDER, "journal.jsonl", "config.yaml.tmp", "stages")  # what a claim that broke off leaves
+FREE = ("training.micro_batch_size:", "evaluation.batch_size:")  # they bound memory, not what comes out
 SCORES = ("generated", "likelihood", "likelihood_summed", "nll")
 COSTS = (
     "train_tokens",
@@ -47,39 +51,44 @@ class RunDir:
         Tasks may be appended to a run that exists; everything else must be the same, once something is trained.
         `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
         """
-        self._lock()
+        left = self._lock()
         if (self.path / "journal.jsonl").exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
             config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
             if self.rows():
                 self._check_same(old, config)
             else:
-                (self.path / "journal.jsonl").unlink()
-        elif any(path.name != LOCK for path in self.path.iterdir()):
+                left = (self.path / "journal.jsonl").unlink()
+        elif self.rows() or any(path.name not in OWN for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
         self.stages.mkdir(exist_ok=True)
-        for leftover in self.stages.glob(".*"):
+        for leftover in self.stages.glob(".[0-9]*"):
             shutil.rmtree(leftover)
+        (self.path / "journal.jsonl").touch()
         write_text(self.config_file, dump_config(config))
         drop_torn_line(self.path / "journal.jsonl")
+        if left and (found := explain_end(left, self.path / "journal.jsonl")):
+            log.warning("%s: %s", self.path, found[0])
+            self.log("stopped", holder=left, **found[1])
         return config
 
-    def _lock(self) -> None:
+    def _lock(self) -> dict[str, Any] | None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._held = FileLock(self.path / LOCK, is_singleton=True)
-            self._held.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"output: {self.path} is in use by another process; wait for it, or use --out") from None
+            self._held, left = hold(self.path)
+            return left
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise InputError(f"output: {self.path} cannot be written: {error.strerror or error}") from None
 
     def _check_same(self, old: Config, new: Config) -> None:
         if missing := [task.name for task in old.tasks if task.name not in {t.name for t in new.tasks}]:
             raise InputError(f"output: {self.path} was run with task {', '.join(missing)} too; add it, or use --out")
         changes = diff_config(old, new.model_copy(update={"tasks": new.tasks[: len(old.tasks)]}))
+        changes = [change for change in changes if not change.startswith(FREE)]
         if changes:
             more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise InputError(
@@ -131,21 +140,21 @@ class RunDir:
     def log(self, kind: str, **fields: Any) -> None:
         """Append one line to the journal."""
         line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        with open(self.path / "journal.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_line(self.path / "journal.jsonl", line)
 
     def scores(self, row: Path) -> dict[str, Any]:
         """The scores.json of one row."""
-        try:
-            found = json.loads((row / "scores.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
-        if not isinstance(found, dict) or not {"scores", "costs"} <= found.keys():
+        found = read_json(row / "scores.json")
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("scores", "costs")):
             raise InputError(f"{row / 'scores.json'}: is not what a run wrote; restore it, or start anew with --out")
         return found
 
     def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
+        with foreign(self.stages):
+            return self._collect(config, tasks, versions)
+
+    def _collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         rows = [self.scores(row) for row in self.rows()]
         chosen = preset_of(config.strategy)
         joint = chosen.joint
@@ -205,14 +214,31 @@ def drop_torn_line(path: Path) -> None:
         os.truncate(path, whole.rfind(b"\n") + 1)
 
 
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append a value to a file of JSON lines; where the disk is full the file stays as it was."""
+    with open(path, "ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            content = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(start)
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     scratch = path.with_name(path.name + ".tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 
 from retain.config import Config
 from retain.metrics import METRICS
+from retain.reading import parse_json, read_bytes
 from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
-from retain.tasks.files import READERS, Row, parse_json, read_file, show, suggest
+from retain.tasks.files import READERS, Row, read_file, show, suggest
 from retain.tasks.formats import check_template, detect, frame_of, parse
 from retain.tasks.hub import is_hub_name, read_hub
 from retain.types import IN_MEMORY, Frame, InputError, Sample, Task
@@ -45,7 +46,7 @@ class Split(NamedTuple):
 def read_labels(path: Path) -> tuple[str, ...]:
     """The choices in a `labels.json`: a list of at least two different texts."""
     try:
-        labels = parse_json(path.read_text(encoding="utf-8-sig"))
+        labels = parse_json(read_bytes(path).decode("utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path}: {error}; expected a list of texts") from None
     good = isinstance(labels, list) and all(isinstance(label, str) and label.strip() for label in labels)
