@@ -46,6 +46,7 @@ LAYERS = {
     "tasks": 1,
     "report": 1,
     "rundir": 1,
+    "data_record": 1,
     "holder": 1,
     "reviews": 1,
     "trace": 1,

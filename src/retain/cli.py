@@ -56,6 +56,9 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option(help="Run directory, instead of `output`.")] = None,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Go on with data that changed since the run began.")
+    ] = False,
 ) -> None:
     """Train on the tasks of a YAML file, one after another. Run it again to resume.
 
@@ -70,7 +73,8 @@ def run(
 
     if out is not None and not out.strip():
         raise InputError("--out: empty; name a directory")
-    folder = run_config(checked, base, None if out is None else Path(out))
+    place = None if out is None else Path(out)
+    folder = run_config(checked, base, place, accept_changed_data=accept_changed_data)
     _show_results(_read_results(folder))
     _next_steps(folder)
 

@@ -19,6 +19,7 @@ from typing import Any
 from retain.buffer import Buffer
 from retain.checks import Checks, require_validation
 from retain.config import Config, make_config
+from retain.data_record import check_data
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.model import LanguageModel
@@ -77,7 +78,7 @@ class Learner:
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
-        self.base, self.dir = base, RunDir(out)
+        self.base, self.dir, self.changed_data = base, RunDir(out), set()
         self.tasks, self.stages = list(tasks or []), []
         self.config = self.dir.claim(relocate(config, base, out), adopt_tasks=tasks is None)
         self.dir.settle_buffer()
@@ -118,6 +119,7 @@ class Learner:
         before = {known.name: known for known in self.tasks}.get(task.name)
         if before and before.fingerprint != task.fingerprint:
             raise InputError(f"task {task.name!r}: learned already, from other data; give this one another name")
+        self.changed_data |= check_data(self.dir, [task])
         if before is None:
             self.tasks.append(task)
         if task.is_stage and task.name not in [stage.name for stage in self.stages]:
@@ -386,7 +388,8 @@ class Learner:
 
     def _check_same_data(self, folder: Path, task: Task) -> None:
         known = self.dir.scores(folder)
-        if known["task"] != task.name or known["fingerprint"] != task.fingerprint:
+        changed = known["fingerprint"] != task.fingerprint and task.name not in self.changed_data
+        if known["task"] != task.name or changed:
             raise InputError(
                 f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
                 "restore the data, or start anew in another directory with --out"

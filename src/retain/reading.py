@@ -45,6 +45,20 @@ def regular(path: Path) -> Path:
     return path
 
 
+def check_links(folder: Path) -> None:
+    """InputError where a link in a run's directory leads out of it, or where a pipe or a device lies in it.
+
+    Who unpacks a run that somebody sent would else read, overwrite or delete other files through it.
+    """
+    root = folder.resolve()
+    for place, folders, files in os.walk(root):
+        for path in (Path(place) / name for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise InputError(f"{path}: a link that leads out of {folder}; put what it points to in its place")
+            if not path.is_symlink() and not path.is_dir() and not path.is_file():
+                raise InputError(f"{path}: a pipe or a device, which no run makes; remove it")
+
+
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """The content of a file of at most `limit` bytes (MAX_BYTES by default). InputError; OSError as it comes."""
     with open(regular(path), "rb") as file:

@@ -18,7 +18,7 @@ from retain.holder import HOLDER, LOCK, explain_end, hold
 from retain.matrix import summarize
 from retain.presets import preset_of
 from retain.privacy import privacy_facts
-from retain.reading import foreign, read_json
+from retain.reading import check_links, foreign, read_json
 from retain.types import InputError
 
 log = logging.getLogger("retain")
@@ -59,6 +59,7 @@ class RunDir:
                 self._check_same(old, config)
             else:
                 left = (self.path / "journal.jsonl").unlink()
+                (self.path / "data.json").unlink(missing_ok=True)
         elif self.rows() or any(path.name not in OWN for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
         self.stages.mkdir(exist_ok=True)
@@ -77,6 +78,7 @@ class RunDir:
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            check_links(self.path)
             self._held, left = hold(self.path)
             return left
         except OSError as error:
@@ -145,7 +147,10 @@ class RunDir:
     def scores(self, row: Path) -> dict[str, Any]:
         """The scores.json of one row."""
         found = read_json(row / "scores.json")
-        if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("scores", "costs")):
+        needed = {"scores": dict, "costs": dict}
+        if row.name.split("-")[0].strip("0"):  # a stage
+            needed |= {"task": str, "fingerprint": str, "steps": int}
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
             raise InputError(f"{row / 'scores.json'}: is not what a run wrote; restore it, or start anew with --out")
         return found
 

@@ -26,6 +26,7 @@ from retain.types import IN_MEMORY, Frame, InputError, Sample, Task
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_SIZES = {"train": 320, "validation": 64, "test": 100}
 ID_PREFIXES = {"train": "", "validation": "validation/", "test": "test/"}
+SPLITS = tuple(ID_PREFIXES)
 SHOWN_PROBLEMS = 5
 VALIDATION_SHARE = 0.05
 VALIDATION_LEAST = 16
@@ -152,10 +153,10 @@ def hold_out(train: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]
     return kept, [sample for index, sample in enumerate(train) if index in chosen]
 
 
-def fingerprint(task: Task) -> str:
+def fingerprint(task: Task, splits: Iterable[str] = SPLITS) -> str:
     """SHA-256 over every sample used, in order."""
     digest = hashlib.sha256()
-    for split in ID_PREFIXES:
+    for split in splits:
         for s in getattr(task, split):
             fields = (split, s.id, s.prompt, s.answer, s.choices, s.references, s.messages)
             digest.update(json.dumps(fields).encode() + b"\n")
