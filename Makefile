@@ -10,11 +10,12 @@ TESTING = $(VENV)/.testing
 LINTING = $(VENV)/.linting
 BENCHMARKING = $(VENV)/.benchmarking
 
-.PHONY: help quickstart test lint benchmark clean
+.PHONY: help quickstart test fuzz lint benchmark clean
 
 help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
 	@echo "make test        set up $(VENV), then run the tests"
+	@echo "make fuzz        throw hostile files at every reader, 10 minutes each (FUZZ_ARGS='--minutes 1 config')"
 	@echo "make lint        check the style with ruff"
 	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
@@ -24,6 +25,9 @@ quickstart: $(MODEL)
 
 test: $(MODEL) $(TESTING)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(TESTING)
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(LINTING)
 	$(BIN)/ruff check src tests benchmarks recipes

@@ -151,7 +151,9 @@ def test_what_is_measured_is_not_measured_again(copy, mild, monkeypatch):
     assert probe(history)[3] != pytest.approx(mild[3], abs=1e-5)
     assert measured == [48, 8, 48]
     path.write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match=r"03-shape.parquet: not a readable Parquet file .* delete it to measure again"):
+    with pytest.raises(
+        InputError, match=r"03-shape.parquet: not a readable Parquet file .* delete it to measure again"
+    ):
         probe(history)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -48,6 +49,7 @@ def _mount(*arguments):
 
 def command(folder: Path, out: Path):
     """`retain run` in this process: its exit code and what it said."""
+    logging.getLogger("retain").handlers.clear()  # else one keeps the last command's stream
     return CliRunner().invoke(app, ["run", str(folder / "run.yaml"), "--out", str(out)])
 
 

@@ -168,9 +168,14 @@ def test_a_full_gpu_is_advice(place, advice, tmp_path, monkeypatch):
         run_on(tmp_path)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
 def test_a_full_machine_is_advice_too(error):
-    with pytest.raises(MemoryError, match="training ran out of memory.*; lower it"), memory_advice("training", "lower it"):
+    with (
+        pytest.raises(MemoryError, match="training ran out of memory.*; lower it"),
+        memory_advice("training", "lower it"),
+    ):
         raise error
 
 

@@ -26,7 +26,9 @@ SOURCE = Path(retain.rundir.__file__).parent
 
 
 def run_on(folder, accept_changed_data=False, **changes):
-    config = make_config(tiny_values(folder, **changes) if changes or not (folder / "model").exists() else VALUES(folder), "t")
+    config = make_config(
+        tiny_values(folder, **changes) if changes or not (folder / "model").exists() else VALUES(folder), "t"
+    )
     return run(config, folder, folder / "run", accept_changed_data=accept_changed_data)
 
 
@@ -52,7 +54,9 @@ def change(path: Path):
 # ---- data -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "split"), [("color", "train"), ("size", "train"), ("shape", "train"), ("shape", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("color", "train"), ("size", "train"), ("shape", "train"), ("shape", "test")]
+)
 def test_changed_data_are_refused_before_anything_is_done(name, split, tmp_path, monkeypatch):
     """Data of a finished stage, of the one that was stopped, of one to come, and test samples of one to come."""
     out = begin(tmp_path, monkeypatch)
@@ -173,7 +177,10 @@ def killed(folder, monkeypatch, **record):
 
 @pytest.mark.parametrize(
     ("same_boot", "expected"),
-    [(True, "killer ended it (`dmesg` tells), lower training.micro_batch_size"), (False, "has been started again since")],
+    [
+        (True, "killer ended it (`dmesg` tells), lower training.micro_batch_size"),
+        (False, "has been started again since"),
+    ],
 )
 def test_a_run_that_was_killed_is_explained_on_resume(same_boot, expected, tmp_path, monkeypatch, caplog):
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -290,7 +297,9 @@ def test_every_reader_of_a_journal_passes_over_a_torn_line(tmp_path):
             [sys.executable, "-m", "retain", name, str(out), *options], capture_output=True, text=True
         )
         assert "Traceback" not in done.stderr and "journal.jsonl" not in done.stderr, done.stderr
-        assert done.returncode == 0 or name in ("calibrate", "fit") and "forgotten" in done.stderr + done.stdout, done.stderr
+        assert done.returncode == 0 or name in ("calibrate", "fit") and "forgotten" in done.stderr + done.stdout, (
+            done.stderr
+        )
         content = (out / "journal.jsonl").read_bytes()
         assert content.endswith(torn), f"{name} does not write here"
         (out / "journal.jsonl").write_bytes(content.removesuffix(torn))

@@ -223,7 +223,9 @@ def read_samples(path: Path) -> list[Sample]:
             row["choices"], row["references"] = tuple(row["choices"]), tuple(row["references"])
             row["messages"] = tuple((role, text) for role, text in row["messages"])
             texts = [row["id"], row["task"], row["prompt"], row["answer"], *row["choices"], *row["references"]]
-            if not all(isinstance(text, str) for text in [*texts, *(part for turn in row["messages"] for part in turn)]):
+            if not all(
+                isinstance(text, str) for text in [*texts, *(part for turn in row["messages"] for part in turn)]
+            ):
                 raise ValueError("a text is missing")
         if len({row["id"] for row in rows}) < len(rows):
             raise ValueError("an id stands twice")

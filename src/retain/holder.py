@@ -29,7 +29,9 @@ def hold(folder: Path) -> tuple[FileLock, dict[str, Any] | None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"output: {folder} is in use by another process{_who(folder)}; wait for it, or use --out") from None
+        raise InputError(
+            f"output: {folder} is in use by another process{_who(folder)}; wait for it, or use --out"
+        ) from None
     if lock.lock_counter > 1:  # by this process
         return lock, None
     left = read_holder(folder)

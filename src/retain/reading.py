@@ -24,11 +24,14 @@ Odd = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, 
 
 @contextmanager
 def foreign(source: object) -> Iterator[None]:
-    """Turn what goes wrong inside, on values that `source` holds, into an InputError: no run wrote such files."""
+    """Turn what goes wrong inside, on values that `source` holds, into an InputError that names it: no run wrote such
+    files."""
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if str(source) in str(error):
+            raise
+        raise InputError(f"{source}: {error}") from error
     except Odd as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(

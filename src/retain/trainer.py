@@ -156,7 +156,9 @@ class Optimization:
         else:
             self._change_weights()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)  # a first step skipped
+            warnings.filterwarnings(
+                "ignore", "Detected call of `lr_scheduler.step", UserWarning
+            )  # a first step skipped
             self.schedule.step()
         self.optimizer.zero_grad()
 

@@ -31,7 +31,9 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         readers = make_readers(Path(folder) / "seed")
-        names = list(readers) if options.readers == ["all"] else options.readers or ["config", "data", "journal", "trace"]
+        names = (
+            list(readers) if options.readers == ["all"] else options.readers or ["config", "data", "journal", "trace"]
+        )
         for name in names:
             found = attack(readers[name], options.minutes * 60, options.seed, Path(folder))
             failed += len(found.failures)

@@ -75,8 +75,14 @@ def _one(reader: Reader, files: dict[str, bytes], folder: Path, outcome: Outcome
                 raise
             place = traceback.extract_tb(error.__traceback__)[-1]
             inside = [frame for frame in traceback.extract_tb(error.__traceback__) if "retain/" in frame.filename]
-            at = f"{Path(inside[-1].filename).name}:{inside[-1].lineno}" if inside else f"{place.filename}:{place.lineno}"
-            _note(f"{type(error).__name__} at {at}: {str(error)[:150]!r}", f"{type(error).__name__} {at}", files, outcome)
+            at = (
+                f"{Path(inside[-1].filename).name}:{inside[-1].lineno}"
+                if inside
+                else f"{place.filename}:{place.lineno}"
+            )
+            _note(
+                f"{type(error).__name__} at {at}: {str(error)[:150]!r}", f"{type(error).__name__} {at}", files, outcome
+            )
         beside = [path.name for path in Path(scratch).iterdir() if path.name != "target"]
         if beside:
             _note(f"wrote beside its folder: {beside}", "escape", files, outcome)

@@ -22,7 +22,9 @@ texts = st.one_of(st.sampled_from(NASTY), st.text(max_size=40))
 numbers = st.one_of(st.sampled_from(NUMBERS), st.integers(), st.floats())
 scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
 values = st.recursive(
-    scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)), max_leaves=8
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
+    max_leaves=8,
 )
 
 

@@ -70,7 +70,9 @@ def bomb(draw: st.DrawFn) -> str:
     lines = ["a0: &a0 {x: 1}" if draw(st.booleans()) else "a0: &a0 [x]"]
     for level in range(1, depth):
         inner = ", ".join([f"*a{level - 1}"] * width[0])
-        lines.append(f"a{level}: &a{level} [{inner}]" if draw(st.booleans()) else f"a{level}: &a{level} {{<<: [{inner}]}}")
+        lines.append(
+            f"a{level}: &a{level} [{inner}]" if draw(st.booleans()) else f"a{level}: &a{level} {{<<: [{inner}]}}"
+        )
     return "\n".join(lines)
 
 
@@ -234,7 +236,12 @@ journals = st.one_of(damaged_value(JOURNAL).map(as_lines), damaged_bytes(as_line
 
 
 def run_files(**damaged: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[str, bytes]]:
-    names = {"journal": "journal.jsonl", "results": "results.json", "config": "config.yaml", "trace": "memory_trace.parquet"}
+    names = {
+        "journal": "journal.jsonl",
+        "results": "results.json",
+        "config": "config.yaml",
+        "trace": "memory_trace.parquet",
+    }
     whole = {"journal": as_lines(JOURNAL), "config": RUN_CONFIG, "trace": as_parquet(TRACE)}
     parts = {key: damaged.get(key, st.just(content)) for key, content in {**whole, **damaged}.items()}
     return st.fixed_dictionaries({names.get(key, key): part for key, part in parts.items() if part is not None})
@@ -270,7 +277,14 @@ def odd_table(draw: st.DrawFn, whole: pa.Table) -> bytes:
             if draw(st.booleans()):
                 cells[row] = draw(numbers if pa.types.is_floating(kind) else st.integers(-3, 2**31 - 1))
         cells = [str(cell) for cell in cells] if pa.types.is_string(kind) else cells
-        cells = [cell if cell is None else float(max(min(cell, 1e308), -1e308)) if isinstance(cell, int) and pa.types.is_floating(kind) else cell for cell in cells]
+        cells = [
+            cell
+            if cell is None
+            else float(max(min(cell, 1e308), -1e308))
+            if isinstance(cell, int) and pa.types.is_floating(kind)
+            else cell
+            for cell in cells
+        ]
         whole = whole.set_column(place, whole.schema.field(place), pa.array(cells, kind))
     return as_parquet(whole)
 
@@ -321,7 +335,9 @@ def read_simulation(folder: Path) -> None:
 def worn_buffer(folder: Path) -> dict[str, bytes]:
     buffer = Buffer(BufferConfig(), MemoryModel(time_unit=1.0))
     samples = [Sample(f"a/{k}", "a", f"p{k}", "yes", choices=("yes", "no")) for k in range(3)]
-    buffer.admit([*samples, Sample("b/1", "b", "", "x", messages=(("user", "u"), ("assistant", "x")))], 1, {"a/1": 0.5}, 1)
+    buffer.admit(
+        [*samples, Sample("b/1", "b", "", "x", messages=(("user", "u"), ("assistant", "x")))], 1, {"a/1": 0.5}, 1
+    )
     buffer.memory.review(["a/1"], [0.4], 3)
     buffer.save(folder)
     return {name: (folder / name).read_bytes() for name in (SAMPLES_FILE, MEMORY_FILE)}
@@ -338,7 +354,13 @@ def buffers(draw: st.DrawFn, whole: dict[str, bytes]) -> dict[str, bytes]:
     if act == 1:
         return whole | {MEMORY_FILE: draw(damaged_bytes(whole[MEMORY_FILE]))}
     if act == 2:
-        return whole | {SAMPLES_FILE: draw(odd_table(pq.read_table(io.BytesIO(whole[SAMPLES_FILE])).drop_columns(["choices", "references", "messages"])))}
+        return whole | {
+            SAMPLES_FILE: draw(
+                odd_table(
+                    pq.read_table(io.BytesIO(whole[SAMPLES_FILE])).drop_columns(["choices", "references", "messages"])
+                )
+            )
+        }
     tensors = load(whole[MEMORY_FILE])
     name = draw(st.sampled_from(sorted(tensors)))
     old = tensors[name]

@@ -22,7 +22,17 @@ MOST = {"stage": 10_000, "row": 10_000} | dict.fromkeys(
     ("step", "global_step", "steps", "buffer", "replayed", "new", "tokens", "kept", "asked"), 10**12
 )
 TEXTS = ("kind", "task", "time", "when", "account")
-NUMBERS = ("ratio", "new_loss", "replay_loss", "old_loss", "time_unit", "seconds", "generated", "nll", "generated_tokens")
+NUMBERS = (
+    "ratio",
+    "new_loss",
+    "replay_loss",
+    "old_loss",
+    "time_unit",
+    "seconds",
+    "generated",
+    "nll",
+    "generated_tokens",
+)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

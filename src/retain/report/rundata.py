@@ -156,11 +156,8 @@ def read_results(path: Path) -> dict[str, Any]:
         raise InputError(
             f'{path}, line 1: not an object with a list "tasks"; delete the file to read the journal instead'
         )
-    try:
-        with foreign("its values"):
-            return _complete(_without_nan(results))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    with foreign(path):
+        return _complete(_without_nan(results))
 
 
 def rebuild(journal: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
