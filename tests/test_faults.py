@@ -173,7 +173,7 @@ def test_a_full_gpu_is_advice(place, advice, tmp_path, monkeypatch):
 )
 def test_a_full_machine_is_advice_too(error):
     with (
-        pytest.raises(MemoryError, match="training ran out of memory.*; lower it"),
+        pytest.raises(MemoryError, match=r"training ran out of memory.*; lower it"),
         memory_advice("training", "lower it"),
     ):
         raise error

@@ -215,7 +215,8 @@ def test_records_that_no_run_writes(line, message, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"matrices": 1.5}, {"matrices": {"nll": 2.5}}, {"matrices": {"nll": [1.5]}}, {"versions": "x"}, {"costs": {"seconds": "x"}},
+        {"matrices": 1.5}, {"matrices": {"nll": 2.5}}, {"matrices": {"nll": [1.5]}},
+        {"versions": "x"}, {"costs": {"seconds": "x"}},
         {"evaluation_only": 3}, {"metrics_by_matrix": []}, {"truncated": {}}, {"skipped": "x"}, {"skipped_steps": [1]},
         {"privacy": "x"}, {"strategy": [[[]]]}, {"tasks": [{}]}, {"seed": {"a": [1e999]}},
     ],

@@ -245,7 +245,7 @@ def test_what_bounds_memory_may_change_on_resume(tmp_path, monkeypatch):
     run(make_config(values, "t"), tmp_path, out)
     assert results(out)["finished"]
     values["training"]["batch_size"] = 8
-    with pytest.raises(InputError, match="training.batch_size: 4 -> 8"):
+    with pytest.raises(InputError, match=r"training\.batch_size: 4 -> 8"):
         run(make_config(values, "t"), tmp_path, out)
 
 
@@ -297,7 +297,7 @@ def test_every_reader_of_a_journal_passes_over_a_torn_line(tmp_path):
             [sys.executable, "-m", "retain", name, str(out), *options], capture_output=True, text=True
         )
         assert "Traceback" not in done.stderr and "journal.jsonl" not in done.stderr, done.stderr
-        assert done.returncode == 0 or name in ("calibrate", "fit") and "forgotten" in done.stderr + done.stdout, (
+        assert done.returncode == 0 or (name in ("calibrate", "fit") and "forgotten" in done.stderr + done.stdout), (
             done.stderr
         )
         content = (out / "journal.jsonl").read_bytes()

@@ -18,8 +18,8 @@ from safetensors.numpy import save as save_tensors
 
 from retain.memory.random import bits, hash_ids
 from retain.memory.state import MemoryState
-from retain.sections import BufferConfig, MemoryModel
 from retain.reading import foreign, read_bytes, read_table
+from retain.sections import BufferConfig, MemoryModel
 from retain.types import InputError, Sample
 
 SAMPLES_FILE, MEMORY_FILE = "samples.parquet", "memory.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from retain.reading import read_json
@@ -37,6 +37,17 @@ def check_data(run: RunDir, tasks: Iterable[Task], accept: bool = False) -> set[
     if any(known.get(name) != hashes for name, hashes in now.items()):
         write_json(run.path / DATA_FILE, known | now)
     return accepted
+
+
+def check_stage(run: RunDir, row: Path, task: Task, accepted: Collection[str]) -> None:
+    """An InputError where a finished stage was trained on another task, or on data that changed unaccepted."""
+    known = run.scores(row)
+    changed = known["fingerprint"] != task.fingerprint and task.name not in accepted
+    if known["task"] != task.name or changed:
+        raise InputError(
+            f"task {task.name!r}: {row} was trained on {known['task']!r} with other data; "
+            "restore the data, or start anew in another directory with --out"
+        )
 
 
 def read_hashes(folder: Path) -> dict[str, dict[str, str]]:

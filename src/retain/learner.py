@@ -19,7 +19,7 @@ from typing import Any
 from retain.buffer import Buffer
 from retain.checks import Checks, require_validation
 from retain.config import Config, make_config
-from retain.data_record import check_data
+from retain.data_record import check_data, check_stage
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.model import LanguageModel
@@ -165,7 +165,7 @@ class Learner:
             require_approval(self.dir.path, self.config)
         self.stages.append(task)
         if number < len(rows):
-            self._check_same_data(rows[number], task)
+            check_stage(self.dir, rows[number], task, self.changed_data)
             log.info("stage %d (%s) is finished already; skipped", number, task.name)
             return
         stage = self._stage(number, task)
@@ -385,15 +385,6 @@ class Learner:
         results = self.dir.collect(self.config, tasks, self._versions)
         write_json(self.dir.path / "results.json", results)
         return results
-
-    def _check_same_data(self, folder: Path, task: Task) -> None:
-        known = self.dir.scores(folder)
-        changed = known["fingerprint"] != task.fingerprint and task.name not in self.changed_data
-        if known["task"] != task.name or changed:
-            raise InputError(
-                f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
-                "restore the data, or start anew in another directory with --out"
-            )
 
 
 def _json_lines(rows: list[Any], where: str) -> str:

@@ -8,13 +8,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 NASTY = (
-    "", " ", "\0", "\x1b[31m", "\u202egnp.exe", "\u2066", "\ud800", "\u2028", "\ufeff", "../../etc/passwd", "/etc/passwd",
-    "..", ".", "~", "CON", "a/b", "a\\b", "%s%n", "{0.__class__}", "{input}", "<script>alert(1)</script>", "'; --", "]]>",
-    "!!python/object/apply:os.system [id]", "&a", "*a", "<<", "NaN", "1e999", "-0", "null", "true", "x" * 5000, "é" * 70,
-    "builtin:", "builtin:../x", "in-memory", "/dev/zero", "/dev/stdin", "https://example.com/x", "smollm2-135m", "synthesize",
+    "", " ", "\0", "\x1b[31m", "\u202egnp.exe", "\u2066", "\ud800", "\u2028", "\ufeff", "../../etc/passwd",
+    "/etc/passwd",
+    "..", ".", "~", "CON", "a/b", "a\\b", "%s%n", "{0.__class__}", "{input}", "<script>alert(1)</script>", "'; --",
+    "]]>",
+    "!!python/object/apply:os.system [id]", "&a", "*a", "<<", "NaN", "1e999", "-0", "null", "true", "x" * 5000,
+    "é" * 70,
+    "builtin:", "builtin:../x", "in-memory", "/dev/zero", "/dev/stdin", "https://example.com/x", "smollm2-135m",
+    "synthesize",
 )  # fmt: skip
 NUMBERS = (
-    0, -1, 1, 2, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.0, -0.0, 5e-324, 1e-300, 0.5, 1.5, 1e18, 1e300,
+    0, -1, 1, 2, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.0, -0.0, 5e-324, 1e-300, 0.5, 1.5, 1e18,
+    1e300,
     float("nan"), float("inf"), float("-inf"),
 )  # fmt: skip
 

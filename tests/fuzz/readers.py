@@ -23,11 +23,11 @@ from retain.config import diff_config, dump_config, load_config, make_config
 from retain.history import follow, read_history
 from retain.memory.simulate import simulate
 from retain.memory.state import MemoryState
-from retain.scheduler import plan_run
 from retain.reading import parse_json
 from retain.report import write_report
 from retain.report.rundata import read_run
 from retain.rundir import RunDir
+from retain.scheduler import plan_run
 from retain.sections import BufferConfig, MemoryModel
 from retain.store import read_lines
 from retain.tasks import load_task
@@ -56,8 +56,10 @@ FEW = {"tasks": ["iso_date", TASK], "strategy": {"name": "mssr", "ewc": 1}, "mod
 WHOLE = make_config({"tasks": [TASK], "strategy": "ssr + ewc"}, "seed").model_dump()
 YAML_BITS = st.lists(
     st.sampled_from(
-        ["a: ", "tasks:", "- ", "\n", "  ", "&x ", "*x", "!!python/name:os.system ", "!tag ", "{", "}", "[", "]", "<<: ",
-         "|\n", ">\n", "? ", "---\n", "...\n", "%YAML 9.9\n", "#", '"', "'", "\t", "\0", "\x85", "1e400", "0x1f", "~", ", "]
+        ["a: ", "tasks:", "- ", "\n", "  ", "&x ", "*x", "!!python/name:os.system ",
+        "!tag ", "{", "}", "[", "]", "<<: ",
+         "|\n", ">\n", "? ", "---\n", "...\n", "%YAML 9.9\n", "#", '"', "'",
+         "\t", "\0", "\x85", "1e400", "0x1f", "~", ", "]
     ),
     max_size=40,
 ).map("".join)  # fmt: skip
@@ -91,6 +93,10 @@ configs = st.one_of(
     YAML_BITS.map(lambda text: text.encode("utf-8", errors="surrogatepass")),
     bomb().map(str.encode),
 )
+
+
+def damaged_json(value: Any) -> st.SearchStrategy[bytes]:
+    return st.one_of(damaged_value(value).map(dump_json), damaged_bytes(dump_json(value)))
 
 
 def read_config(folder: Path) -> None:
@@ -137,8 +143,10 @@ odd_tables = st.dictionaries(
     st.sampled_from(["prompt", "completion", "choices", "messages", "output", "answer"]),
     st.sampled_from(
         [pa.array([1, 2]), pa.array(["a", None]), pa.array([["a", "b"], None]), pa.array([b"\xff", b""]), pa.nulls(2),
-         pa.array([{"role": "user", "content": "x"}] * 2), pa.array([1.5, float("nan")]), pa.array([10**15, 1], pa.timestamp("ns")),
-         pa.array(["a", "b"]).dictionary_encode(), pa.array([10**17, 1], pa.timestamp("us")), pa.array(["x", "y"], pa.large_string())]
+         pa.array([{"role": "user", "content": "x"}] * 2), pa.array([1.5, float("nan")]),
+         pa.array([10**15, 1], pa.timestamp("ns")),
+         pa.array(["a", "b"]).dictionary_encode(), pa.array([10**17, 1], pa.timestamp("us")),
+         pa.array(["x", "y"], pa.large_string())]
     ),
     min_size=1,
 ).map(lambda columns: as_parquet(pa.table(columns)))  # fmt: skip
@@ -185,7 +193,8 @@ EVALUATIONS = [
     for row in range(3) for task in ("a", "b")
 ]  # fmt: skip
 JOURNAL = [
-    {"kind": "start", "time": "2026-03-01T00:00:00+00:00", "strategy": "mssr", "seed": 1, "model": "m", "versions": {"x": "1"}},
+    {"kind": "start", "time": "2026-03-01T00:00:00+00:00", "strategy": "mssr", "seed": 1,
+    "model": "m", "versions": {"x": "1"}},
     *EVALUATIONS[:2],
     {"kind": "plan", "stage": 2, "task": "b", "steps": 3, "time_unit": 2.0, "buffer": 4,
      "events": [{"step": 1, "ratio": 0.3, "replayed": 2, "projected": True}]},
@@ -202,7 +211,8 @@ JOURNAL = [
 RESULTS = {
     "tasks": ["a", "b"], "matrix": [[0.1, 0.2], [0.5, 0.2], [0.4, 0.6]], "strategy": "mssr", "joint": False, "seed": 1,
     "matrices": {"generated": [[0.1, 0.2], [0.5, 0.2], [0.4, 0.6]], "nll": [[3.0, 2.0], [1.0, 2.0], [1.1, 1.0]]},
-    "metrics": {"ACC": 0.5, "NLL": 1.05}, "metrics_by_matrix": {"generated": {"ACC": 0.5}}, "task_metrics": {"a": "exact_match"},
+    "metrics": {"ACC": 0.5, "NLL": 1.05}, "metrics_by_matrix": {"generated": {"ACC": 0.5}},
+    "task_metrics": {"a": "exact_match"},
     "evaluation_only": {"tasks": ["c"], "matrices": {"generated": [[0.1], [0.2], [0.3]]}, "change": {"c": 0.2}},
     "costs": {"train_tokens": 10, "seconds": 3.0, "peak_memory_bytes": 10}, "versions": {"x": "1"}, "finished": True,
     "truncated": 1, "truncated_test": {"a": 1}, "skipped": {"a": 1}, "skipped_steps": {"b": 1}, "privacy": None,
@@ -315,8 +325,10 @@ def read_trace(folder: Path) -> None:
 
 SIMULATION = {
     "config": {"time_unit": 2.0, "alpha": 0.01, "phi": "sigmoid"},
-    "ops": [{"op": "add", "ids": ["a", "b"], "step": 1, "losses": [1.0, None]}, {"op": "observe", "ids": ["a"], "losses": [0.5]},
-            {"op": "refresh", "step": 2}, {"op": "review", "ids": ["b"], "losses": [0.5], "step": 3}, {"op": "query", "step": 4},
+    "ops": [{"op": "add", "ids": ["a", "b"], "step": 1, "losses": [1.0, None]},
+    {"op": "observe", "ids": ["a"], "losses": [0.5]},
+            {"op": "refresh", "step": 2}, {"op": "review", "ids": ["b"], "losses": [0.5], "step": 3},
+            {"op": "query", "step": 4},
             {"op": "unit", "time_unit": 3.0, "step": 5}, {"op": "remove", "ids": ["a"]}, {"op": "query", "step": 9}],
 }  # fmt: skip
 
@@ -383,9 +395,11 @@ def read_buffer(folder: Path) -> None:
 
 
 CELL = {"format": 1, "label": "x", "row": "r", "seed": 1, "order": 0, "config": {"tasks": []}, "data": {"a": "f"},
-        "results": RESULTS, "items": {"a": {"ids": "d", "score": [1.0], "nll": [0.5]}}, "settings": {}, "strategy": "mssr"}  # fmt: skip
+        "results": RESULTS, "items": {"a": {"ids": "d", "score": [1.0], "nll": [0.5]}},
+        "settings": {}, "strategy": "mssr"}  # fmt: skip
 SCORES = {"row": 0, "scores": {"a": {"generated": 0.5, "nll": 1.0, "metric": "exact_match", "truncated": 0}},
-          "costs": {"seconds": 1.0, "eval_tokens": 10, "peak_memory_bytes": 100}, "steps": 3, "truncated": 0}  # fmt: skip
+          "costs": {"seconds": 1.0, "eval_tokens": 10, "peak_memory_bytes": 100},
+          "steps": 3, "truncated": 0}  # fmt: skip
 LINES = [{"id": "a/1", "task": "a", "input": "x", "answer": "y", "perplexity": 2.0}]
 
 
@@ -397,6 +411,10 @@ def read_scores(folder: Path) -> None:
     RunDir(folder).collect(config, [{"name": "a", "stage": True, "metric": "exact_match", "skipped": 0}], {})
 
 
+def read_one_cell(folder: Path) -> None:
+    read_cell(folder / "cell.json")
+
+
 def make_readers(folder: Path) -> dict[str, Reader]:
     """Every reader by name; `folder` is scratch space for what a valid buffer is made of."""
     lines = st.one_of(damaged_value(LINES).map(as_lines), damaged_bytes(as_lines(LINES)))
@@ -406,11 +424,11 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         Reader("data", data, read_data),
         Reader("journal", run_files(journal=journals), read_journal_and_report),
         Reader("trace", trace_files(), read_trace),
-        Reader("simulate", one("trace.json", st.one_of(damaged_value(SIMULATION).map(dump_json), damaged_bytes(dump_json(SIMULATION)))), read_simulation),
+        Reader("simulate", one("trace.json", damaged_json(SIMULATION)), read_simulation),
         Reader("buffer", buffers(worn_buffer(folder)), read_buffer),
-        Reader("results", run_files(results=st.one_of(damaged_value(RESULTS).map(dump_json), damaged_bytes(dump_json(RESULTS)))), read_journal_and_report),
-        Reader("cell", one("cell.json", st.one_of(damaged_value(CELL).map(dump_json), damaged_bytes(dump_json(CELL)))), lambda at: read_cell(at / "cell.json")),
-        Reader("scores", one("scores.json", st.one_of(damaged_value(SCORES).map(dump_json), damaged_bytes(dump_json(SCORES)))), read_scores),
+        Reader("results", run_files(results=damaged_json(RESULTS)), read_journal_and_report),
+        Reader("cell", one("cell.json", damaged_json(CELL)), read_one_cell),
+        Reader("scores", one("scores.json", damaged_json(SCORES)), read_scores),
         Reader("lines", one("lines.jsonl", lines), lambda at: list(read_lines(at / "lines.jsonl", texts_in))),
     ]  # fmt: skip
     return {reader.name: reader for reader in readers}

@@ -81,7 +81,7 @@ def _fits(key: str, value: Any) -> bool:
     if key in TEXTS:
         return isinstance(value, str)
     if key in NUMBERS:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 or value != value
+        return (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300) or value != value
     if key == "by_task":
         return isinstance(value, dict) and all(_fits("replayed", count) for count in value.values())
     return True
