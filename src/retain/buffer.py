@@ -161,7 +161,7 @@ class Buffer:
                 buffer.memory = MemoryState.from_tensors(memory_config, tracked, tensors, seed)
                 buffer.seen = int(tensors["buffer_seen"][0])
         except InputError as error:
-            raise _broken(path, error) from None
+            raise _broken(path, str(error).removeprefix(f"{path}: ")) from None
         return buffer
 
 

@@ -103,7 +103,7 @@ def _explain(error: Exception) -> str:
         where = f" at {error.filename}" if getattr(error, "filename", None) else ""
         more = "a file may not grow (a limit of this process or file system)"
         what = more if number == errno.EFBIG else "no space left on the disk"
-        return f"{what}{where}; what was finished is kept; free some and run the same command again"
+        return f"{what}{where}; free some and run the same command again (what was finished is kept)"
     if number == errno.EROFS or "Read-only file system" in str(error):
         return f"{getattr(error, 'filename', None) or 'the disk'} can only be read; write elsewhere with --out"
     if isinstance(error, FloatingPointError | MemoryError) and str(error):
