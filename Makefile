@@ -10,12 +10,13 @@ TESTING = $(VENV)/.testing
 LINTING = $(VENV)/.linting
 BENCHMARKING = $(VENV)/.benchmarking
 
-.PHONY: help quickstart test crash lint benchmark clean
+.PHONY: help quickstart test crash fuzz lint benchmark clean
 
 help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
 	@echo "make test        set up $(VENV), then run the tests"
 	@echo "make crash       kill runs of a tiny model a hundred times and compare how they end"
+	@echo "make fuzz        throw hostile files at every reader, 10 minutes each (FUZZ_ARGS='--minutes 1 config')"
 	@echo "make lint        check the style with ruff"
 	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
@@ -28,6 +29,9 @@ test: $(MODEL) $(TESTING)
 
 crash: $(TESTING)
 	$(BIN)/python -m tests.crash --kills 100
+
+fuzz: $(TESTING)
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(LINTING)
 	$(BIN)/ruff check src tests benchmarks recipes examples

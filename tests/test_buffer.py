@@ -262,7 +262,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path, name):
     with pytest.raises(InputError, match=rf"{name}: is missing; the buffer needs it\. Restore it or start the run"):
         load(buffer, tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=rf"{name}: is not a saved buffer or is broken \(it is a folder\)"):
+    with pytest.raises(InputError, match=rf"{name}: is not a saved buffer or is broken \(a directory, not a file\)"):
         load(buffer, tmp_path)
 
 

@@ -151,7 +151,9 @@ def test_what_is_measured_is_not_measured_again(copy, mild, monkeypatch):
     assert probe(history)[3] != pytest.approx(mild[3], abs=1e-5)
     assert measured == [48, 8, 48]
     path.write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match=r"03-shape.parquet: is not readable as Parquet .* delete it to measure again"):
+    with pytest.raises(
+        InputError, match=r"03-shape.parquet: not a readable Parquet file .* delete it to measure again"
+    ):
         probe(history)
 
 
@@ -291,7 +293,7 @@ def empty_trace(path: Path) -> None:
     [
         (lambda path: (path / "memory_trace.parquet").unlink(), "memory_trace.parquet: is missing"),
         (lambda path: (path / "memory_reviews.parquet").unlink(), "memory_reviews.parquet: is missing"),
-        (lambda path: (path / "memory_trace.parquet").write_bytes(b"no"), "memory_trace.parquet: is not readable"),
+        (lambda path: (path / "memory_trace.parquet").write_bytes(b"no"), "memory_trace.parquet: not a readable"),
         (lambda path: pq.write_table(pa.table({"a": [1]}), path / "memory_reviews.parquet"), "its columns are a;"),
         (lambda path: (path / "results.json").unlink(), "the run is not finished; `retain run`"),
         (break_results, "the run is not finished; `retain run`"),

@@ -249,8 +249,11 @@ def test_other_data_than_the_stage_was_begun_with(tmp_path, monkeypatch):
     config = make_config(tiny_values(tmp_path, **values_of(tmp_path)), "test")
     path = tmp_path / "size_train.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match=r"task 'size': .*\.02-size was begun with other data; restore the data"):
+    with pytest.raises(InputError, match=r"other data than the run began with: size \(train\)"):
         run(config, tmp_path, tmp_path / "run")
+    run(config, tmp_path, tmp_path / "run", accept_changed_data=True)
+    assert not journal(tmp_path / "run", "resume")[-1].get("after_step"), "its checkpoints are of the other data"
+    assert next(line["step"] for line in journal(tmp_path / "run", "step") if line["stage"] == 2) == 1
 
 
 def test_a_checkpoint_of_something_else(tmp_path, monkeypatch):

@@ -195,9 +195,9 @@ def test_simulate_without_a_query_says_so(command, tmp_path):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ('{"config": {},\n "ops": [}', "trace.json, line 2, column 10: not valid JSON"),
-        ("", "trace.json, line 1, column 1: not valid JSON"),
-        ("[" * 100_000, "trace.json: not a trace: nested too deeply"),
+        ('{"config": {},\n "ops": [}', "trace.json: broken JSON at line 2, column 10"),
+        ("", "trace.json: broken JSON at line 1, column 1"),
+        ("[" * 100_000, "trace.json: broken JSON (nested too deeply)"),
         ("[]", "trace.json: "),
         (
             '{"config": {"time_unit": 1}, "ops": [{"op": "refresh", "step": 2}, {"op": "query", "step": 1}]}',
@@ -264,7 +264,7 @@ def test_a_wrong_configuration_is_one_message_and_exit_2(command, config):
     ],
 )
 def test_each_kind_of_failure_has_its_code_and_one_line(command, config, engine, monkeypatch, error, code, expected):
-    def run(*_):
+    def run(*_, **__):
         raise error
 
     engine.run = run
@@ -277,7 +277,7 @@ def test_each_kind_of_failure_has_its_code_and_one_line(command, config, engine,
 
 def test_the_traceback_is_there_for_those_who_ask(command, config, engine, monkeypatch):
     monkeypatch.setenv("RETAIN_DEBUG", "1")
-    engine.run = lambda *_: 1 / 0
+    engine.run = lambda *_, **__: 1 / 0
     code, _, err = command("run", config)
     assert code == 1
     assert "Traceback" in err and "ZeroDivisionError" in err
@@ -305,7 +305,7 @@ def test_run_hands_over_config_base_and_place_and_says_where_it_lies(command, co
     monkeypatch.setitem(sys.modules, "retain.report.tables", shown)
     seen = []
 
-    def run(config, base, out):
+    def run(config, base, out, accept_changed_data):
         seen.append((config.strategy, base, out))
         out.mkdir()
         (out / "results.json").write_text('{"strategy": "fixed"}')

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "retain"
 # A package stands for its submodules. `retain` itself only names `Learner` lazily.
 LAYERS = {
     "types": 0,
+    "reading": 0,
     "cache": 0,
     "config": 0,
     "sections": 0,
@@ -48,6 +49,8 @@ LAYERS = {
     "report": 1,
     "rundir": 1,
     "sealed": 1,
+    "data_record": 1,
+    "holder": 1,
     "reviews": 1,
     "conflicts": 1,
     "gate": 1,
@@ -59,6 +62,7 @@ LAYERS = {
     "assessment": 1,
     "attention": 2,
     "linear": 2,
+    "faults": 2,
     "model": 2,
     "batching": 2,
     "encoder_decoder": 2,

@@ -436,7 +436,7 @@ def test_not_a_run_directory(tmp_path):
 def test_broken_results(tmp_path):
     run = build_run(tmp_path / "run")
     (run / "results.json").write_text('{"tasks": ["a"],\n "matrix": [[0.1],')
-    broken(run, r"results\.json, line 2: not valid JSON .* delete the file")
+    broken(run, r"results\.json: broken JSON at line 2, .* delete the file")
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"tasks": 3}'])
@@ -495,13 +495,13 @@ def test_a_broken_line_in_the_middle(tmp_path, line, message):
 def test_a_broken_config(tmp_path):
     run = build_run(tmp_path / "run")
     (run / "config.yaml").write_text("model: a\ntasks: [\n")
-    broken(run, r"config\.yaml, line \d: not valid YAML")
+    broken(run, r"config\.yaml, line \d, column \d: not valid YAML")
 
 
 def test_a_broken_trace(tmp_path):
     run = build_run(tmp_path / "run")
     (run / "memory_trace.parquet").write_bytes(b"PAR1 not really")
-    broken(run, r"memory_trace\.parquet: not readable as Parquet")
+    broken(run, r"memory_trace\.parquet: not a readable Parquet")
 
 
 # --- safety -----------------------------------------------------------------------------------------

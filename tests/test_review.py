@@ -217,7 +217,7 @@ def test_a_torn_last_line_is_left_out_and_the_next_one_is_whole(run):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{oops", r"reviews\.jsonl: .*line 1: not valid JSON"),
+        ("{oops", r"reviews\.jsonl: .*line 1: broken JSON at column 2"),
         ('["a"]', 'line 1: no text under "id"'),
         ('{"id": "a", "task": "t", "rater": "r", "rating": 4}', "review 1: rating 4; it must be true, false, or"),
         ('{"id": "a", "task": "t", "rater": "r", "rating": {"fluency": 4}}', "review 1: rating"),

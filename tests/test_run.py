@@ -152,7 +152,7 @@ def test_changed_data_are_noticed(tmp_path):
     config = make_config(tiny_values(tmp_path), "test")
     path = tmp_path / "color_train.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match=r"'color'.*other data"):
+    with pytest.raises(InputError, match=r"other data than the run began with: color"):
         run(config, tmp_path, tmp_path / "run")
 
 

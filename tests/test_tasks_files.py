@@ -142,7 +142,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(files, "regular", refuse)
     assert message(tmp_path / "a.jsonl") == ": cannot be read (Permission denied)"
 
 

@@ -7,7 +7,7 @@ from retain.buffer import Buffer
 from retain.plans import StagePlan
 from retain.scheduler import stage_steps
 from retain.sections import BufferConfig, MemoryConfig, TrainingConfig
-from retain.trainer import _check_finite, new_batches, observe, review
+from retain.trainer import StageRecord, count_skipped, new_batches, observe, review
 from retain.types import Sample
 
 SAMPLES = [Sample(f"t/{k}", "t", str(k), "x") for k in range(10)]
@@ -51,6 +51,11 @@ def test_a_sample_that_is_replayed_twice_in_a_step_is_one_review():
     review(buffer, [], np.array([]), 9)
 
 
-def test_a_loss_that_is_not_finite_names_the_samples():
-    with pytest.raises(FloatingPointError, match=r"t, step 3: the loss of t/1 is not finite.*learning_rate"):
-        _check_finite(np.array([1.0, np.nan]), SAMPLES[:2], "t", 3)
+def test_skipped_steps_are_counted_and_name_their_samples():
+    record, batch = StageRecord(), SAMPLES[:3]
+    assert count_skipped(record, False, np.array([1.0, 2.0, 3.0]), batch) == []
+    assert count_skipped(record, True, np.array([1.0, np.nan, np.inf]), batch) == ["t/1", "t/2"]
+    assert count_skipped(record, True, np.array([1.0, 2.0, 3.0]), batch) == ["t/0", "t/1", "t/2"], "the gradient alone"
+    assert (record.skipped_steps, record.skipped_in_a_row) == (2, 2)
+    count_skipped(record, False, np.array([1.0]), batch[:1])
+    assert (record.skipped_steps, record.skipped_in_a_row) == (2, 0)

@@ -18,10 +18,12 @@ from safetensors.numpy import save as save_tensors
 
 from retain.memory.random import bits, hash_ids
 from retain.memory.state import MemoryState
+from retain.reading import foreign, read_bytes, read_table
 from retain.sections import BufferConfig, MemoryModel
 from retain.types import InputError, Sample
 
 SAMPLES_FILE, MEMORY_FILE = "samples.parquet", "memory.safetensors"
+MISSING = "the buffer needs it. Restore it or start the run anew"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -154,11 +156,12 @@ class Buffer:
             raise InputError(f"{path}: belongs to other samples than {SAMPLES_FILE}; restore both from one copy")
         ids = list(buffer.samples)
         try:
-            tracked = [ids[row] for row in tensors["buffer_rows"]]
-            buffer.memory = MemoryState.from_tensors(memory_config, tracked, tensors, seed)
-        except (InputError, IndexError) as error:
-            raise _broken(path, error) from None
-        buffer.seen = int(tensors["buffer_seen"][0])
+            with foreign(path):
+                tracked = [ids[row] for row in tensors["buffer_rows"]]
+                buffer.memory = MemoryState.from_tensors(memory_config, tracked, tensors, seed)
+                buffer.seen = int(tensors["buffer_seen"][0])
+        except InputError as error:
+            raise _broken(path, str(error).removeprefix(f"{path}: ")) from None
         return buffer
 
 
@@ -200,26 +203,33 @@ def _replace(path: Path, content: Any) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: is missing; the buffer needs it. Restore it or start the run anew") from None
-    except IsADirectoryError:
-        raise _broken(path, "it is a folder") from None
+        raise InputError(f"{path}: is missing; {MISSING}") from None
+    except InputError as error:
+        raise _broken(path, str(error).removeprefix(f"{path}: ")) from None
 
 
 def read_samples(path: Path) -> list[Sample]:
     """The samples of a saved buffer, from its Parquet file. A missing or broken file is an InputError."""
     try:
-        table = pq.read_table(pa.BufferReader(_read(path)))
-    except (pa.ArrowException, OSError) as error:
-        raise _broken(path, error) from None
-    if not table.schema.equals(SCHEMA):
-        raise _broken(path, f"its columns are {', '.join(table.column_names)}")
-    rows = table.to_pylist()
-    for row in rows:
-        row["choices"], row["references"] = tuple(row["choices"]), tuple(row["references"])
-        row["messages"] = tuple(tuple(message) for message in row["messages"])
-    return [Sample(**row) for row in rows]
+        rows = read_table(path, SCHEMA).to_pylist()
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing; {MISSING}") from None
+    except InputError as error:
+        raise _broken(path, str(error).removeprefix(f"{path}: ").removesuffix("; restore it")) from None
+    with foreign(path):
+        for row in rows:
+            row["choices"], row["references"] = tuple(row["choices"]), tuple(row["references"])
+            row["messages"] = tuple((role, text) for role, text in row["messages"])
+            texts = [row["id"], row["task"], row["prompt"], row["answer"], *row["choices"], *row["references"]]
+            if not all(
+                isinstance(text, str) for text in [*texts, *(part for turn in row["messages"] for part in turn)]
+            ):
+                raise ValueError("a text is missing")
+        if len({row["id"] for row in rows}) < len(rows):
+            raise ValueError("an id stands twice")
+        return [Sample(**row) for row in rows]
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

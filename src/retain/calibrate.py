@@ -21,6 +21,7 @@ from retain.device import open_model
 from retain.history import History, Observation, exposures, follow, read_history, to_histories
 from retain.losses import sample_losses
 from retain.model import LanguageModel
+from retain.reading import read_table
 from retain.report.calibration import write_page
 from retain.rundir import RunDir, write_json
 from retain.tasks import load_task
@@ -152,11 +153,9 @@ def _weights(row: Path) -> bytes:
 def _read(path: Path, weights: bytes) -> dict[str, float]:
     """The losses that were measured under these weights; none where the file is missing or of other weights."""
     try:
-        table = pq.read_table(path)
+        table = read_table(path, hint="delete it to measure again")
     except FileNotFoundError:
         return {}
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is not readable as Parquet ({error}); delete it to measure again") from None
     if (table.schema.metadata or {}).get(b"weights") != weights or table.schema.names != PROBE.names:
         return {}
     return dict(zip(table["id"].to_pylist(), table["loss"].to_pylist(), strict=True))

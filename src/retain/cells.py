@@ -11,6 +11,7 @@ from typing import Any
 from retain.comparison import Cell, Comparison
 from retain.config import Config, diff_config, make_config
 from retain.presets import preset_of
+from retain.reading import foreign, read_json
 from retain.rundir import RunDir, write_text
 from retain.store import read_lines
 from retain.trace import REVIEW_LOG, TRACE
@@ -63,9 +64,9 @@ def write_cell(path: Path, content: dict[str, Any]) -> None:
 def read_cell(path: Path) -> dict[str, Any]:
     """A finished cell. InputError for a file that is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); delete it to run the cell again") from None
+        content = read_json(path, "delete it to run the cell again")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); delete it to run the cell again") from None
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
     if missing or content.get("format") != FORMAT:
         what = f"lacks {', '.join(missing)}" if missing else f"format {content.get('format')!r}, not {FORMAT}"
@@ -101,7 +102,8 @@ def cell_changes(cell: Cell, content: Mapping[str, Any]) -> list[str]:
     Keys that are younger than the cell count as their default.
     """
     try:
-        old = make_config(dict(content["config"]), f"cell {cell.label}")
+        with foreign("config"):
+            old = make_config(dict(content["config"]), f"cell {cell.label}")
     except InputError as error:
         return [f"its configuration is not one of this version ({error})"]
     return diff_config(old, cell.config)

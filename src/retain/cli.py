@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -59,6 +58,9 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option(help="Run directory, instead of `output`.")] = None,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Go on with data that changed since the run began.")
+    ] = False,
 ) -> None:
     """Train on the tasks of a YAML file, one after another. Run it again to resume.
 
@@ -73,7 +75,8 @@ def run(
 
     if out is not None and not out.strip():
         raise InputError("--out: empty; name a directory")
-    folder = run_config(checked, base, None if out is None else Path(out))
+    place = None if out is None else Path(out)
+    folder = run_config(checked, base, place, accept_changed_data=accept_changed_data)
     _show_results(_read_results(folder))
     _next_steps(folder)
 
@@ -96,7 +99,7 @@ def quickstart(
     finished = sorted(folder.glob("*/results.json"), key=lambda path: path.stat().st_mtime)
     from retain.report.tables import compare_table
 
-    show(compare_table([(path.parent.name, json.loads(path.read_text())) for path in finished]))
+    show(compare_table([(path.parent.name, _read_results(path.parent)) for path in finished]))
     for path in finished:
         _next_steps(path.parent)
     typer.echo(f"\nSide by side: {folder / 'comparison.html'}")
@@ -363,28 +366,28 @@ def _load(config: str, overrides: list[str] | None) -> tuple[Config, Path]:
 
 def _read_trace(trace: str) -> Any:
     from retain.config_yaml import read_text
+    from retain.reading import MAX_BYTES, parse_json
 
     source = "standard input" if trace == "-" else trace
-    text = sys.stdin.read() if trace == "-" else read_text(trace, (".json",))
+    text = sys.stdin.read(MAX_BYTES) if trace == "-" else read_text(trace, (".json",), MAX_BYTES)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{source}, {where}: not valid JSON: {error.msg}") from None
+        return parse_json(text)
     except ValueError as error:
-        raise InputError(f"{source}: a number is too long to read ({error})") from None
-    except RecursionError:
-        raise InputError(f"{source}: not a trace: nested too deeply") from None
+        raise InputError(f"{source}: {error}") from None
 
 
 def _read_results(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text())
+    from retain.reading import read_json
+
+    return read_json(folder / "results.json")
 
 
 def _show_results(results: dict[str, Any]) -> None:
+    from retain.reading import foreign
     from retain.report.tables import run_table
 
-    show(run_table(results))
+    with foreign("results.json"):
+        show(run_table(results))
 
 
 def _next_steps(folder: Path) -> None:

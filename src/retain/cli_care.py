@@ -166,7 +166,10 @@ def _say_weights(path: Path, stages: tuple[int, int] | None) -> None:
     first, last = stages
     which = f"stage {first}" if first == last else f"stages {first} to {last}"
     typer.echo(f"The weights of {which} were trained with it and are not unlearned. To train again without it:")
-    typer.echo(f"  retain rollback {path} --to {first - 1} --delete && retain run {path}/config.yaml --out {path}")
+    typer.echo(
+        f"  retain rollback {path} --to {first - 1} --delete && retain run {path}/config.yaml --out {path} "
+        "--accept-changed-data"
+    )
 
 
 @guarded

@@ -18,6 +18,8 @@ import typer
 from retain.interrupts import stoppable
 from retain.types import GateError, InputError
 
+LONGEST = 10_000  # characters of a message
+FULL = ("No space left on device", "StorageFull", "Disk quota exceeded")  # also as libraries write it
 FAILED, WRONG_INPUT, GATE, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -53,6 +55,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 def run_folder(folder: str) -> Path:
     """The directory of a run. Raises InputError."""
     from retain.config_yaml import existing
+    from retain.reading import check_links
 
     path = Path(folder)
     if not path.is_dir():
@@ -62,6 +65,7 @@ def run_folder(folder: str) -> Path:
         inside = sorted(str(found.parent) for found in path.glob("*/journal.jsonl"))
         hint = f"; did you mean {' or '.join(inside[:5])}?" if inside else ""
         raise InputError(f"{path}: not the directory of a run (no journal.jsonl in it){hint}")
+    check_links(path)
     return path
 
 
@@ -89,16 +93,24 @@ def _show_log() -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    typer.echo(message, err=True)
+    shown = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in message)
+    typer.echo(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…", err=True)
     raise typer.Exit(code) from None
 
 
 def _explain(error: Exception) -> str:
     """One line for an error that is not the user's fault."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; free some and run the same command again"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(sign in str(error) for sign in FULL):
+        where = f" at {error.filename}" if getattr(error, "filename", None) else ""
+        more = "a file may not grow (a limit of this process or file system)"
+        what = more if number == errno.EFBIG else "no space left on the disk"
+        return f"{what}{where}; free some and run the same command again (what was finished is kept)"
+    if number == errno.EROFS or "Read-only file system" in str(error):
+        return f"{getattr(error, 'filename', None) or 'the disk'} can only be read; write elsewhere with --out"
+    if isinstance(error, FloatingPointError | MemoryError) and str(error):
+        return str(error)
+    if number in (errno.EACCES, errno.EPERM):
         return f"no permission for {error.filename or 'a file'} ({error.strerror})"
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text} (set RETAIN_DEBUG=1 for the traceback)"

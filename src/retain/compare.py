@@ -148,4 +148,4 @@ def drop_changed(comparison: Comparison) -> None:
 
 
 def _adopted(folder: Path) -> bool:
-    return '"adopted"' in (folder / "journal.jsonl").read_text(encoding="utf-8")
+    return b'"adopted"' in (folder / "journal.jsonl").read_bytes()

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from retain.config_yaml import KeyPath, Lines, nearest
 from retain.types import InputError
 
+SHOWN = 20  # problems of one message
 Problem = tuple[KeyPath, str]
 
 
@@ -57,10 +58,16 @@ def problems_of(error: ValidationError, model: type[BaseModel], values: Any) -> 
 def problem_report(problems: list[Problem], source: str, lines: Lines) -> InputError:
     """All problems as one error: a line each, with the file and the line or override they stand in."""
     placed = sorted(((_place(path, lines), path, text) for path, text in problems), key=_line_number)
-    shown = [f"{place}{'.'.join(map(str, path))}: {text}" for place, path, text in placed]
-    if len(shown) == 1:
+    shown = [f"{place}{_name(path)}{text}" for place, path, text in placed[:SHOWN]]
+    if len(placed) == 1:
         return InputError(f"{source}: {shown[0]}")
-    return InputError("\n  ".join([f"{source}: {len(shown)} problems", *shown]))
+    more = [f"and {len(placed) - SHOWN} more"] if len(placed) > SHOWN else []
+    return InputError("\n  ".join([f"{source}: {len(placed)} problems", *shown, *more]))
+
+
+def _name(path: KeyPath) -> str:
+    name = ".".join(str(part) if len(str(part)) <= 80 else f"{str(part)[:77]}..." for part in path)
+    return f"{name}: " if name else ""
 
 
 def show(value: Any) -> str:
@@ -131,6 +138,8 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _describe(path: KeyPath, details: list[dict], model: type[BaseModel], values: Any) -> str:
     detail = details[0]
     kind = detail["type"]
+    if not path:
+        return "a key holds half of a surrogate pair, which is not valid Unicode; write the character"
     if kind == "extra_forbidden":
         return _unknown_key(str(path[-1]), _locate(model, path[:-1])[1], model)
     if kind == "missing":

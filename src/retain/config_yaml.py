@@ -14,6 +14,7 @@ from retain.types import InputError
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 40
+SHOWN = 20  # problems of one message
 
 KeyPath = tuple[str | int, ...]
 Lines = dict[KeyPath, str]
@@ -87,6 +88,8 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
             return None, lines
         _check_nodes(node, source, lines)
         return loader.construct_document(node), lines
+    except InputError:
+        raise
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{source}{_at(error.problem_mark)}: {_advice(error)}") from None
     except yaml.YAMLError as error:
@@ -200,7 +203,8 @@ def _check_nodes(root: yaml.Node, source: str, lines: Lines) -> None:
             problems += _check_keys(node, path, source, lines)
             stack += [(value, (*path, key.value)) for key, value in node.value]
     if problems:
-        raise InputError("\n".join(problems))
+        more = [f"{source}: and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise InputError("\n".join([*problems[:SHOWN], *more]))
 
 
 def _check_keys(node: yaml.MappingNode, path: KeyPath, source: str, lines: Lines) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
+from retain.faults import EVALUATION_ADVICE, memory_advice
 from retain.generation import greedy
 from retain.likelihood import Candidate, choice_ids, cut_prompts, score_answers
 from retain.metrics import METRICS
@@ -43,6 +44,7 @@ class TaskScores:
         return asdict(self)
 
 
+@memory_advice("evaluation", EVALUATION_ADVICE)
 def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tuple[TaskScores, list[dict]]:
     """Scores on `task.test` and one prediction record a sample."""
     started = time.perf_counter()

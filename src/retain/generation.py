@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from retain.batching import split_padded
 from retain.encoder_decoder import close_prompt, continue_greedily
+from retain.faults import SYNTHESIS_ADVICE, memory_advice
 from retain.memory.random import uniform
 from retain.model import LanguageModel
 from retain.sampling import Sampling, draw_tokens
@@ -86,6 +87,7 @@ class _Request:
         return self.text.finished or len(ids) == self.limit or (bool(until) and tuple(ids[-len(until) :]) == until)
 
 
+@memory_advice("synthesis", SYNTHESIS_ADVICE)
 def sample(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],

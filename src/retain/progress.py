@@ -17,7 +17,7 @@ from retain.rundir import CHECKPOINTS, PREDICTIONS, UNFINISHED, UNSCORED, WRITTE
 from retain.sealed import checksums, read_sealed, write_sealed
 from retain.trace import MemoryTrace
 from retain.trainer import Stage
-from retain.types import InputError, Task
+from retain.types import InputError
 
 log = logging.getLogger("retain")
 
@@ -34,13 +34,13 @@ class StageProgress:
         self.dir, self.stage, self.to_the_end = run_dir, stage, to_the_end
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint)
         self.saved = self.checkpoints.newest()
+        if self.saved and self.saved.state["stage"]["fingerprint"] != stage.task.fingerprint:
+            self.saved = None  # its data have changed since, and `check_data` was told to accept that
         self.parts: dict[str, Resumable] = {}
         self.pending = Pending()
         self._started = time.perf_counter()
         self._known = self.saved.state["stage"] if self.saved else {"seconds": 0.0, "journal": 0}
-        if self.saved:
-            check_same_data(folder, self._known["fingerprint"], stage.task)
-        else:
+        if not self.saved:
             clear_row(folder)
         run_dir.forget_row(stage.number, self._known["journal"])
         if self.saved or self.checkpoints.broken:
@@ -88,15 +88,6 @@ class StageProgress:
         self.buffer.save(folder / BUFFER)
         self.trace.save(folder / TRACE)
         write_state(folder, {"stage": facts, **{name: part.progress() for name, part in self.parts.items()}})
-
-
-def check_same_data(folder: Path, fingerprint: str, task: Task) -> None:
-    """An InputError where a stage was begun with other data."""
-    if fingerprint != task.fingerprint:
-        raise InputError(
-            f"task {task.name!r}: {folder} was begun with other data; restore the data, or start anew in another "
-            "directory with --out"
-        )
 
 
 def clear_row(folder: Path) -> None:

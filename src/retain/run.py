@@ -12,6 +12,7 @@ from typing import Any
 
 from retain.choosing import settle
 from retain.config import Config, load_config
+from retain.data_record import changed_splits, check_data, read_hashes
 from retain.device import open_model
 from retain.evaluate import evaluate_task
 from retain.gate import check_names, enforce
@@ -20,6 +21,7 @@ from retain.presets import AUTO, preset_of
 from retain.rundir import RunDir
 from retain.selfsynthesis import check_descriptions
 from retain.tasks import load_tasks
+from retain.tasks.loading import fingerprint
 from retain.types import InputError, Task
 
 log = logging.getLogger("retain")
@@ -31,12 +33,14 @@ def run(
     out: Path | None = None,
     start: Sequence[Path] = (),
     trained: Callable[[RunDir], None] = lambda run_dir: None,
+    accept_changed_data: bool = False,
 ) -> Path:
     """Train and score all tasks of a configuration; returns the run's directory. Resumes what is there.
 
     base: the folder that relative paths in `config` are relative to. out: overrides `config.output`.
     start: the first rows of another run, where these are the same; they are not computed again.
-    trained: called after each stage. Raises GateError where `gate.after_stage: stop` is not met.
+    trained: called after each stage. accept_changed_data: go on although the data are not those the run began with.
+    Raises GateError where `gate.after_stage: stop` is not met.
     """
     out = base / config.output if out is None else out
     by_rule = preset_of(config.strategy).name == AUTO
@@ -45,6 +49,8 @@ def run(
         check_descriptions(config, tasks)
     check_names(config)
     learner = Learner.of(config, base, out, tasks)
+    changed = check_data(learner.dir, tasks, accept_changed_data)
+    learner.changed_data = changed | {"joint"} if changed else set()
     if by_rule:
         learner.dir.log("choice", strategy=choice.strategy, why=choice.why, unsuited=choice.unsuited)
     if not learner.dir.rows() and not config.written_seed:
@@ -89,6 +95,10 @@ def evaluate(run_dir: Path, stage: int | None = None) -> dict[str, Any]:
     if not 0 <= stage < len(rows):
         raise InputError(f"stage: {stage} is not a finished stage of {run_dir}; it has 0 to {len(rows) - 1}")
     tasks = load_tasks(config, run_dir)
+    noted = read_hashes(run_dir)
+    for task in tasks:
+        if changed_splits(noted.get(task.name, {}), {"test": fingerprint(task, ["test"])}, ["test"]):
+            log.warning("%s: its test samples are not those that the run was scored on", task.name)
     lm, _ = open_model(config, run_dir)
     if stage:
         lm.load_adapter(rows[stage] / "adapter")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -11,18 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from retain.config import Config, diff_config, dump_config, load_config
+from retain.holder import HOLDER, LOCK, explain_end, hold
 from retain.matrix import summarize
 from retain.presets import preset_of
 from retain.privacy import privacy_facts
+from retain.reading import check_links, foreign, read_json
 from retain.types import InputError
 
-LOCK, PREDICTIONS = ".lock", "predictions.jsonl"
+log = logging.getLogger("retain")
+PREDICTIONS = "predictions.jsonl"
 # What a row's scratch folder holds until it is finished, beside the row itself.
 CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
 UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
+OWN = (LOCK, HOLDER, "journal.jsonl", "config.yaml.tmp", "stages")  # what a claim that broke off leaves
+FREE = ("training.micro_batch_size:", "evaluation.batch_size:")  # they bound memory, not what comes out
 SCORES = ("generated", "likelihood", "likelihood_summed", "nll")
 COSTS = (
     "train_tokens",
@@ -51,7 +56,7 @@ class RunDir:
         Tasks may be appended to a run that exists; everything else must be the same, once something is trained.
         `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
         """
-        self.lock()
+        left = self.lock()
         self.keeps_buffers = config.buffer.history
         if self.journal.exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
@@ -59,8 +64,9 @@ class RunDir:
             if self.rows():
                 self._check_same(old, config)
             elif diff_config(old, config) or not list(self.stages.glob(f".00-*/{UNSCORED}")):
-                os.truncate(self.journal, 0)
-        elif not self.journal.exists() and any(path.name != LOCK for path in self.path.iterdir()):
+                left = os.truncate(self.journal, 0)
+                (self.path / "data.json").unlink(missing_ok=True)
+        elif self.rows() or any(path.name not in OWN for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
         self.journal.touch()  # comes first, for it tells a run's directory from any other
         self.stages.mkdir(exist_ok=True)
@@ -70,25 +76,31 @@ class RunDir:
                 remove(leftover)
         write_text(self.config_file, dump_config(config))
         drop_torn_line(self.journal)
+        if left and (found := explain_end(left, self.journal)):
+            log.warning("%s: %s", self.path, found[0])
+            self.log("stopped", holder=left, at=found[1])
         return config
 
-    def lock(self) -> None:
-        """Keep other processes out of the directory for as long as this object lives. Raises InputError."""
+    def lock(self) -> dict[str, Any] | None:
+        """Keep other processes out of the directory for as long as this object lives; returns the record of a process
+        that ended without a word. Raises InputError."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._held = FileLock(self.path / LOCK, is_singleton=True)
-            self._held.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"output: {self.path} is in use by another process; wait for it, or use --out") from None
+            check_links(self.path)
+            self._held, left = hold(self.path)
+            return left
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise InputError(f"output: {self.path} cannot be written: {error.strerror or error}") from None
 
     def _check_same(self, old: Config, new: Config) -> None:
         if missing := [task.name for task in old.tasks if task.name not in {t.name for t in new.tasks}]:
             raise InputError(f"output: {self.path} was run with task {', '.join(missing)} too; add it, or use --out")
         changes = diff_config(old, new.model_copy(update={"tasks": new.tasks[: len(old.tasks)]}))
+        changes = [change for change in changes if not change.startswith(FREE)]
         if changes:
             more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise InputError(
@@ -161,8 +173,7 @@ class RunDir:
     def log(self, kind: str, **fields: Any) -> None:
         """Append one line to the journal."""
         line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        with open(self.journal, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_line(self.journal, line)
 
     def journal_size(self) -> int:
         """Bytes of the journal, which are safely on the disk then."""
@@ -185,11 +196,11 @@ class RunDir:
 
     def scores(self, row: Path) -> dict[str, Any]:
         """The scores.json of one row."""
-        try:
-            found = json.loads((row / "scores.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{row / 'scores.json'}: not valid JSON ({error})") from error
-        if not isinstance(found, dict) or not {"scores", "costs"} <= found.keys():
+        found = read_json(row / "scores.json")
+        needed = {"scores": dict, "costs": dict}
+        if row.name.split("-")[0].strip("0"):  # a stage
+            needed |= {"task": str, "fingerprint": str, "steps": int}
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
             raise InputError(f"{row / 'scores.json'}: is not what a run wrote; restore it, or start anew with --out")
         return found
 
@@ -211,6 +222,10 @@ class RunDir:
 
     def collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         """results.json from the rows on disk. tasks: {"name", "stage": bool, "metric", "skipped"} each."""
+        with foreign(self.stages):
+            return self._collect(config, tasks, versions)
+
+    def _collect(self, config: Config, tasks: list[dict[str, Any]], versions: dict) -> dict:
         rows = [self.scores(row) for row in self.rows()]
         chosen = preset_of(config.strategy)
         joint = chosen.joint
@@ -244,6 +259,7 @@ class RunDir:
             "versions": versions,
             "finished": len(rows) == stages + 1,
             "truncated": sum(row.get("truncated", 0) for row in rows),
+            "skipped_steps": {row["task"]: row["skipped_steps"] for row in rows if row.get("skipped_steps")},
             "truncated_test": {
                 name: cut
                 for name, scores in (rows[0]["scores"] if rows else {}).items()
@@ -267,6 +283,19 @@ def drop_torn_line(path: Path) -> None:
     """Cut off the last line of a file of JSON lines, if there is one and a crash left it half-written."""
     if path.exists() and not (whole := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, whole.rfind(b"\n") + 1)
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append a value to a file of JSON lines; where the disk is full the file stays as it was."""
+    with open(path, "ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            content = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def cut_lines(path: Path, again: Callable[[dict[str, Any]], bool], start: int = 0) -> None:
@@ -309,11 +338,15 @@ def sync_folder(folder: Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     scratch = path.with_name(path.name + ".tmp")
-    with open(scratch, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

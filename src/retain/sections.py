@@ -218,6 +218,7 @@ class TrainingConfig(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: NonNegative = 0.01
     max_grad_norm: Positive | None = 1.0
+    max_skipped_steps: Count = 5
     max_length: Annotated[int, Field(ge=8)] = 2048
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 

@@ -99,7 +99,7 @@ class StageRun:
             log.warning("%s: %d training samples are longer than max_length and were cut", task.name, truncated)
         done = map(self.dir.scores, self.dir.rows()[1:])
         privacy = record.private and record.private.account(record.steps, [row["privacy"]["spent"] for row in done])
-        facts = {"truncated": truncated, "privacy": privacy}
+        facts = {"truncated": truncated, "privacy": privacy, "skipped_steps": record.skipped_steps}
         self.dir.log("stage_end", stage=stage.number, task=task.name, step=step, **facts, **costs)
         return {"row": stage.number, "task": task.name, "fingerprint": task.fingerprint, "samples": len(task.train),
                 "steps": record.steps, **facts, "scores": {}, "costs": costs}  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from retain.reading import parse_json, read_stream, regular
 from retain.types import InputError
 
 SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
@@ -32,22 +33,26 @@ def read_lines(path: Path, texts: Sequence[str] = ()) -> Iterator[dict[str, Any]
     An InputError names a broken file, and the line.
     """
     try:
-        with pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix)) as stream:
-            lines = stream.read().decode("utf-8", errors="surrogatepass").split("\n")  # U+2028 ends no line
+        with pa.input_stream(str(regular(path)), compression=COMPRESSIONS.get(path.suffix)) as stream:
+            text = read_stream(stream, path).decode("utf-8", errors="surrogatepass")
+        lines = text.split("\n")  # U+2028 ends no line
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _row(line, number, texts)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: is not what a run wrote or is broken ({error})") from None
 
 
 def _row(line: str, number: int, texts: Sequence[str]) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"line {number}: not valid JSON: {error}") from None
+        reason = str(error).replace("at line 1, column", "at column")
+        raise ValueError(f"line {number}: {reason}") from None
     lacks = [key for key in texts if not isinstance(row, dict) or not isinstance(row.get(key), str)]
     if lacks:
         raise ValueError(f'line {number}: no text under "{lacks[0]}"')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +21,7 @@ from retain.buffer import Buffer
 from retain.checkpoint import Resumable
 from retain.config import Config
 from retain.dp_sgd import PrivateGradient
+from retain.faults import TRAINING_ADVICE, memory_advice
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
 from retain.model import LanguageModel
@@ -30,6 +33,7 @@ from retain.sections import TrainingConfig
 from retain.strategies.base import Batch, Strategy, trained
 from retain.types import Sample, Task
 
+log = logging.getLogger("retain")
 LEAST_WEIGHT = 1e-12  # of a loss: a strategy that adds a term of a weight of its own divides by it
 LOWER_RATE = "lower training.learning_rate or set training.precision: float32"
 
@@ -65,6 +69,8 @@ class StageRecord:
 
     losses: dict[str, float] = field(default_factory=dict)
     steps: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     train_tokens: int = 0
     replayed_samples: int = 0
     replayed_tokens: int = 0
@@ -111,6 +117,7 @@ class Optimization:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
         self.private, self.measure_updates = private, measure_updates
         self.update_norm: float | None = None
+        self.skipped = False  # whether the last step left the weights as they were
         self.seed, self.done = seed, 0
         adamw = torch.optim.AdamW(
             lm.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
@@ -144,17 +151,20 @@ class Optimization:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
 
+    @memory_advice("training", TRAINING_ADVICE)
     def step(self, samples: Sequence[Sample], weights: np.ndarray, new: int | None = None) -> np.ndarray:
         """One optimizer step on the weighted mean of the samples' losses; returns each loss (B,).
 
         The result does not depend on how the batch is cut into rows (but for dropout). The first `new` samples (all
-        by default) are those that DP-SGD protects, one row each.
+        by default) are those that DP-SGD protects, one row each. Where a loss or the gradient is not finite nothing
+        is updated and `skipped` is true.
         """
         new = len(samples) if new is None else new
         sequences = [self.lm.encode(sample) for sample in samples]
         losses = torch.zeros(len(samples), dtype=torch.float64)
         weights = torch.as_tensor(weights, device=self.lm.device).clamp(min=LEAST_WEIGHT)
         parts = 1 if self.private else len(samples)
+        self.skipped = False
         self.lm.model.train()
         with self._dropout_noise():
             for row in make_rows(self.lm, sequences, max_members=1 if self.private else self.config.micro_batch_size):
@@ -165,6 +175,7 @@ class Optimization:
                     each = self.strategy.losses(self.lm.model, batch, base, logits)
                 self.accelerator.backward((each * (weights[row.members] / parts).to(each.dtype)).sum())
                 losses[row.members] = base.detach().double().cpu()
+                self.skipped |= not bool(torch.isfinite(each).all())
                 if self.private:
                     self.private.take(clip=row.members[0] < new)
         if self.private:
@@ -181,7 +192,26 @@ class Optimization:
             yield
 
     def _update(self) -> None:
-        self.accelerator.unscale_gradients(self.optimizer)  # strategies and clipping see the gradient itself
+        if not self.skipped:
+            self.accelerator.unscale_gradients(self.optimizer)  # strategies and clipping see the gradient itself
+            self.skipped = not self._has_finite_gradient()
+        if self.skipped:
+            self.update_norm = 0.0 if self.measure_updates else None
+        else:
+            self._change_weights()
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Detected call of `lr_scheduler.step", UserWarning
+            )  # a first step skipped
+            self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def _has_finite_gradient(self) -> bool:
+        """Under float16 the gradient scaler looks itself: overflows are how it finds its scale."""
+        gradients = [parameter.grad for parameter in self.lm.parameters() if parameter.grad is not None]
+        return self.accelerator.scaler is not None or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    def _change_weights(self) -> None:
         self.strategy.adjust_gradients(self.lm.model)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
@@ -190,8 +220,6 @@ class Optimization:
         if before:
             changes = [p.detach() - old for p, old in zip(self.lm.parameters(), before, strict=True)]
             self.update_norm = torch.nn.utils.get_total_norm(changes).item()
-        self.schedule.step()
-        self.optimizer.zero_grad()
 
 
 def train_stage(
@@ -222,16 +250,20 @@ def train_stage(
         # --------------------------------------------------------------------------------------
         replayed = [buffer.samples[i] for i in replayer.draw(step, new)]
         losses = optimization.step(new + replayed, replayer.weights(len(new), replayed), len(new))
-        _check_finite(losses, new + replayed, task.name, step)
-        observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
-        watch.reviewed(now, review(buffer, replayed, losses[len(new) :], now))
+        if not optimization.skipped:
+            observe(record.losses, new, losses[: len(new)], config.memory.ema_beta)
+            watch.reviewed(now, review(buffer, replayed, losses[len(new) :], now))
         if now % refresh_every == 0:
             buffer.memory.refresh(now)
             watch.refreshed(now)
         # --------------------------------------------------------------------------------------
         line = _account(record, lm, new, replayed, losses, time.perf_counter() - started)
         line |= {"update_norm": optimization.update_norm} if measured else {}
+        bad = count_skipped(record, optimization.skipped, losses, new + replayed)
+        line |= {"skipped": bad} if bad else {}
         watch.log("step", stage=stage.number, task=task.name, step=step, global_step=now, **line)
+        if bad:
+            _warn_or_stop(record, config.training.max_skipped_steps, bad, f"{task.name}, step {step}")
         record.ended = watch.after_step(step, line["new_loss"], optimization.update_norm) or step == plan.steps
         watch.save(step)
         if record.ended:
@@ -284,8 +316,8 @@ def _account(
     record.replayed_samples += len(replayed)
     record.train_seconds += seconds
     return {
-        "new_loss": float(losses[: len(new)].mean()) if new else None,
-        "replay_loss": float(losses[len(new) :].mean()) if replayed else None,
+        "new_loss": _mean(losses[: len(new)]),
+        "replay_loss": _mean(losses[len(new) :]),
         "new": len(new),
         "replayed": len(replayed),
         "tokens": tokens,
@@ -293,7 +325,30 @@ def _account(
     }
 
 
-def _check_finite(losses: np.ndarray, batch: Sequence[Sample], task: str, step: int) -> None:
-    bad = [sample.id for sample, loss in zip(batch, losses, strict=True) if not np.isfinite(loss)]
-    if bad:
-        raise FloatingPointError(f"{task}, step {step}: the loss of {', '.join(bad[:5])} is not finite; {LOWER_RATE}")
+def _mean(losses: np.ndarray) -> float | None:
+    """None for no losses, and where one of them is not finite."""
+    return float(losses.mean()) if len(losses) and np.isfinite(losses).all() else None
+
+
+def count_skipped(record: StageRecord, skipped: bool, losses: np.ndarray, batch: Sequence[Sample]) -> list[str]:
+    """Enter a step into the stage's account of skipped ones; returns the ids at fault.
+
+    These are the samples whose loss is not finite; where only the gradient is not, the whole batch.
+    """
+    record.skipped_steps += skipped
+    record.skipped_in_a_row = record.skipped_in_a_row + 1 if skipped else 0
+    if not skipped:
+        return []
+    ids = dict.fromkeys(sample.id for sample, loss in zip(batch, losses, strict=True) if not np.isfinite(loss))
+    return list(ids or dict.fromkeys(sample.id for sample in batch))
+
+
+def _warn_or_stop(record: StageRecord, limit: int, bad: Sequence[str], where: str) -> None:
+    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    what = f"{where}: the loss or its gradient is not finite with {shown}"
+    if record.skipped_in_a_row >= limit:
+        raise FloatingPointError(
+            f"{what}; {record.skipped_in_a_row} steps in a row were skipped (training.max_skipped_steps), none of "
+            f"which changed the weights; look at these samples, or {LOWER_RATE}"
+        )
+    log.warning("%s; the step is skipped", what)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 CLOCKED = {"time", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"}
-SKIPPED = {".lock", "report.html"}  # the page shows times
+SKIPPED = {".lock", ".holder.json", "report.html"}  # the page shows times
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _content(path: Path, out: Path) -> Any:
         return _timeless(json.loads(content))
     if path.suffix == ".jsonl":
         lines = [_timeless(json.loads(line)) for line in content.splitlines()]
-        return [line for line in lines if line.get("kind") != "resume"]
+        return [line for line in lines if line.get("kind") not in ("resume", "stopped")]
     return content
 
 

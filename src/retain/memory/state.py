@@ -305,3 +305,15 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], count: int) -> None:
             )
         if name != "ema_loss" and not np.isfinite(tensor).all():
             raise InputError(f"tensors[{name!r}]: holds a number that is not finite.")
+    steps, latest = tensors["clock_steps"], tensors["latest_step"][0]
+    impossible = {
+        "clock_steps": steps[0] != 0 or (np.diff(steps) <= 0).any(),
+        "clock_units": (tensors["clock_units"] <= 0).any(),
+        "log_strength": (tensors["log_strength"] > 0).any(),
+        "stability": (tensors["stability"] <= 0).any(),
+        "hazard": (tensors["hazard"] < 0).any(),
+        **{name: (tensors[name] < 0).any() for name in ("reviews", "latest_step")},
+        **{name: ((tensors[name] < 0) | (tensors[name] > latest)).any() for name in ("anchor", "last_review")},
+    }
+    if wrong := [name for name, is_so in impossible.items() if is_so]:
+        raise InputError(f"tensors[{wrong[0]!r}]: holds a value that no memory has.")

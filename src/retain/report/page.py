@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from retain.reading import foreign
 from retain.report import samples, scores, synthesis, training
 from retain.report.guarantees import privacy_sentences
 from retain.report.rundata import VIEWS, Run, read_run
@@ -21,7 +22,9 @@ from retain.report.words import VIEWS as VIEW_WORDS
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir`/report.html from the files of the run, finished or not. Raises InputError."""
     run = read_run(Path(run_dir))
-    return save(Path(run_dir) / "report.html", document(f"{run.strategy}, {run.model}", report_body(run)))
+    with foreign(run_dir):
+        page = document(f"{run.strategy}, {run.model}", report_body(run))
+    return save(Path(run_dir) / "report.html", page)
 
 
 def save(path: Path, page: str) -> Path:
@@ -109,6 +112,9 @@ def _notes(run: Run) -> Markup | None:
     skipped = {task: count for task, count in run.results["skipped"].items() if count}
     if skipped:
         notes.append("Invalid rows left out: " + ", ".join(f"{task} {count}" for task, count in skipped.items()) + ".")
+    if lost := run.results["skipped_steps"]:
+        found = ", ".join(f"{task} {whole(count)}" for task, count in lost.items())
+        notes.append(f"Steps skipped because a loss or its gradient was not finite: {found}.")
     return tag("p", " ".join(notes), class_="meta") if notes else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -13,23 +12,15 @@ from typing import Any
 import numpy as np
 
 from retain.matrix import summarize
+from retain.reading import foreign, parse_json, read_bytes, read_table
+from retain.report.journal import current, read_journal
 from retain.types import InputError
 
 Rows = list[list[float | None]]
 VIEWS = ("generated", "likelihood", "likelihood_summed", "nll")
 TRACE_COLUMNS = ("stage", "step", "strength", "stability")
+MAX_CONFIG = 1_000_000
 LEVELS = (5, 25, 50, 75, 95)  # percent
-REQUIRED = {
-    "step": ("stage", "global_step"),
-    "event": ("stage", "global_step"),
-    "plan": ("stage",),
-    "stage_start": ("stage",),
-    "evaluation": ("row", "task"),
-    "synthesis": ("stage", "task"),
-    "curriculum": ("stage", "step"),
-    "rollback": ("stage",),
-}
-REDONE = ("step", "event", "synthesis", "curriculum")
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def read_run(path: Path) -> Run:
     journal_path = path / "journal.jsonl"
     journal = read_journal(journal_path) if journal_path.exists() else []
     config_path, results_path = path / "config.yaml", path / "results.json"
-    config_text = _text(config_path) if config_path.exists() else ""
+    config_text = _text(config_path, MAX_CONFIG) if config_path.exists() else ""
     config = _config(config_path, config_text)
     if results_path.exists():
         results = read_results(results_path)
@@ -153,62 +144,20 @@ def read_run(path: Path) -> Run:
     return Run(path, results, config, config_text, current(journal), _trace(path / "memory_trace.parquet"))
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The journal's records. A torn last line (the run was killed while writing) is left out."""
-    records = []
-    lines = path.read_bytes().split(b"\n")
-    last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode())
-        except ValueError as error:
-            if number == last:
-                break
-            raise InputError(f"{path}, line {number + 1}: not valid JSON ({error}); fix or delete it") from None
-        if not isinstance(record, dict) or "kind" not in record:
-            raise InputError(f'{path}, line {number + 1}: not an object with a "kind"; fix or delete the line')
-        missing = [key for key in REQUIRED.get(record["kind"], ()) if key not in record]
-        if missing:
-            what = f'"{record["kind"]}" lacks {", ".join(missing)}'
-            raise InputError(f"{path}, line {number + 1}: {what}; fix or delete the line")
-        records.append(record)
-    return records
-
-
-def current(journal: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The journal without what a resumed run did over: a stage that starts again replaces its first try, and a
-    rollback takes away what came after the stage it went back to."""
-    kept: list[dict[str, Any]] = []
-    for record in journal:
-        if record["kind"] == "rollback":
-            back = record["stage"]
-            kept = [old for old in kept if old.get("stage", old.get("row", 0)) <= back and old["kind"] != "end"]
-        if record["kind"] == "stage_start":
-            redone = record["stage"]
-            kept = [old for old in kept if old["kind"] not in REDONE or old["stage"] < redone]
-        kept.append(record)
-    return kept
-
-
 def read_results(path: Path) -> dict[str, Any]:
     """results.json with every key the report needs, NaN as None. Raises InputError."""
     try:
-        results = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); "
-            "delete the file to have the report read the journal instead"
-        ) from None
+        results = parse_json(_text(path))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; delete the file to have the report read the journal instead") from None
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), list):
         raise InputError(
             f'{path}, line 1: not an object with a list "tasks"; delete the file to read the journal instead'
         )
-    try:
+    with foreign(path):
         return _complete(_without_nan(results))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def rebuild(journal: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +199,7 @@ def _complete(results: dict[str, Any]) -> dict[str, Any]:
     metrics = results.get("metrics") or {**by_matrix.get("generated", {}), "NLL": None}
     return {
         "strategy": "?", "seed": None, "versions": {}, "costs": {}, "task_metrics": {}, "truncated": 0,
-        "skipped": {}, "finished": False,
+        "skipped": {}, "skipped_steps": {}, "finished": False,
         **{key: value for key, value in results.items() if value is not None},
         "tasks": tasks, "joint": joint, "matrices": matrices, "metrics": metrics,
         "metrics_by_matrix": results.get("metrics_by_matrix") or by_matrix,
@@ -286,21 +235,17 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, limit: int | None = None) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:
-    import yaml
+    from retain.config_yaml import parse_yaml
 
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise InputError(f"{path}, line {line}: not valid YAML; restore the file the run wrote") from None
+    config, _ = parse_yaml(text, str(path))
     return config if isinstance(config, dict) else {}
 
 
@@ -308,12 +253,13 @@ def _trace(path: Path) -> dict[str, np.ndarray] | None:
     """The columns the memory figure needs, or None where no memory was recorded."""
     if not path.exists():
         return None
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow.types as kinds
 
-    try:
-        table = pyarrow.parquet.read_table(path, columns=list(TRACE_COLUMNS))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet ({error}); delete it to leave the figure out") from None
+    hint = "delete it to leave the figure out"
+    table = read_table(path, hint=hint, columns=TRACE_COLUMNS)
+    for name in TRACE_COLUMNS:
+        wanted = kinds.is_integer if name in ("stage", "step") else kinds.is_floating
+        if name not in table.column_names or not wanted(table[name].type) or table[name].null_count:
+            raise InputError(f"{path}: not readable as a trace (the column {name} is missing or broken); {hint}")
     columns = {name: table[name].to_numpy() for name in TRACE_COLUMNS}
     return columns if len(columns["step"]) else None

@@ -67,5 +67,5 @@ class Combined(Strategy):
         path = folder / STATE_FILE
         try:
             self.load_state_dict(load_file(path, device=str(device)))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: missing or broken ({error}); restore it, or start anew with --out") from None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retain import reading
+from retain.reading import parse_json, read_bytes, read_lines, read_table, regular
 from retain.types import InputError
 
-MAX_LINE_BYTES = 10_000_000
 LIST_COLUMNS = ("choices", "references", "messages", "conversations")
 
 
@@ -64,34 +64,10 @@ def decode(data: bytes, path: Path) -> str:
         ) from None
 
 
-def check_lines(data: bytes, path: Path) -> None:
-    """Refuse a line too long to be one sample before it is parsed."""
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if len(line) > MAX_LINE_BYTES:
-            raise InputError(
-                f"{path}, line {number}: {len(line):,} bytes in one line, at most {MAX_LINE_BYTES:,} are "
-                "allowed; write one sample a line"
-            )
-
-
-def parse_json(text: str) -> Any:
-    """json.loads with every failure as a ValueError in plain words."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})") from None
-    except RecursionError:
-        raise ValueError("broken JSON (nested too deeply)") from None
-    except ValueError:
-        raise ValueError("broken JSON (a number with too many digits)") from None
-
-
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file, each with its place."""
-    data = path.read_bytes()
-    check_lines(data, path)
     number = 0
-    for line_number, line in enumerate(decode(data, path).split("\n"), 1):
+    for line_number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         place = f"line {line_number}"
@@ -103,10 +79,15 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         number += 1
 
 
+def _text(path: Path) -> str:
+    """A file of lines, none of which is too long to be one sample."""
+    return decode(b"\n".join(line for _, line in read_lines(path)), path)
+
+
 def read_json(path: Path) -> Iterator[Row]:
     """Rows of a JSON list, or of the list under `data`."""
     try:
-        content = parse_json(decode(path.read_bytes(), path))
+        content = parse_json(decode(read_bytes(path), path))
     except InputError:
         raise
     except ValueError as error:
@@ -127,10 +108,8 @@ def _csv_value(column: str, text: str) -> Any:
 
 def read_csv(path: Path) -> Iterator[Row]:
     """Rows of a CSV file with a header."""
-    data = path.read_bytes()
-    check_lines(data, path)
-    reader = csv.reader(io.StringIO(decode(data, path), newline=""), strict=True)
-    limit = csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    limit = csv.field_size_limit(reading.MAX_LINE_BYTES)
     try:
         header = [name.strip() for name in next(reader)]
         for number, cells in enumerate(filter(None, reader)):
@@ -152,13 +131,7 @@ def read_csv(path: Path) -> Iterator[Row]:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    rows = read_table(path, hint="save it again").to_pylist()
     yield from (Row(number, f"row {number + 1}", value) for number, value in enumerate(rows))
 
 
@@ -196,7 +169,7 @@ def read_file(path: Path) -> list[Row]:
     if reader is None:
         raise InputError(f"{path}: unknown extension {show(path.suffix)}; use {', '.join(READERS)}")
     try:
-        rows = list(reader(path))
+        rows = list(reader(regular(path)))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if not rows:

@@ -15,9 +15,10 @@ import numpy as np
 
 from retain.config import Config
 from retain.metrics import METRICS
+from retain.reading import parse_json, read_bytes
 from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
-from retain.tasks.files import READERS, Row, parse_json, read_file, show, suggest
+from retain.tasks.files import READERS, Row, read_file, show, suggest
 from retain.tasks.formats import check_template, detect, frame_of, parse
 from retain.tasks.hub import is_hub_name, read_hub
 from retain.types import IN_MEMORY, Frame, InputError, Sample, Task
@@ -25,6 +26,7 @@ from retain.types import IN_MEMORY, Frame, InputError, Sample, Task
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_SIZES = {"train": 320, "validation": 64, "test": 100}
 ID_PREFIXES = {"train": "", "validation": "validation/", "test": "test/"}
+SPLITS = tuple(ID_PREFIXES)
 SHOWN_PROBLEMS = 5
 VALIDATION_SHARE = 0.05
 VALIDATION_LEAST = 16
@@ -45,7 +47,7 @@ class Split(NamedTuple):
 def read_labels(path: Path) -> tuple[str, ...]:
     """The choices in a `labels.json`: a list of at least two different texts."""
     try:
-        labels = parse_json(path.read_text(encoding="utf-8-sig"))
+        labels = parse_json(read_bytes(path).decode("utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path}: {error}; expected a list of texts") from None
     good = isinstance(labels, list) and all(isinstance(label, str) and label.strip() for label in labels)
@@ -151,10 +153,10 @@ def hold_out(train: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]
     return kept, [sample for index, sample in enumerate(train) if index in chosen]
 
 
-def fingerprint(task: Task) -> str:
+def fingerprint(task: Task, splits: Iterable[str] = SPLITS) -> str:
     """SHA-256 over every sample used, in order."""
     digest = hashlib.sha256()
-    for split in ID_PREFIXES:
+    for split in splits:
         for s in getattr(task, split):
             fields = (split, s.id, s.prompt, s.answer, s.choices, s.references, s.messages)
             digest.update(json.dumps(fields).encode() + b"\n")
