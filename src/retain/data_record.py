@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from retain.holder import DATA_FILE
 from retain.reading import read_json
 from retain.rundir import RunDir, write_json
 from retain.tasks.loading import SPLITS, fingerprint
 from retain.types import InputError, Task
 
-DATA_FILE = "data.json"
 ACCEPTED = "changed"  # stands beside the hashes of a task some stages of which saw other data
 
 

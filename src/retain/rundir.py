@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import Config, diff_config, dump_config, load_config
-from retain.holder import HOLDER, LOCK, explain_end, hold
+from retain.holder import DATA_FILE, HOLDER, LOCK, explain_end, hold
 from retain.matrix import summarize
 from retain.presets import preset_of
 from retain.privacy import privacy_facts
 from retain.reading import check_links, foreign, read_json
 from retain.types import InputError
 
-log = logging.getLogger("retain")
 PREDICTIONS = "predictions.jsonl"
 # What a row's scratch folder holds until it is finished, beside the row itself.
 CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
 UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
-OWN = (LOCK, HOLDER, "journal.jsonl", "config.yaml.tmp", "stages")  # what a claim that broke off leaves
 FREE = ("training.micro_batch_size:", "evaluation.batch_size:")  # they bound memory, not what comes out
+log = logging.getLogger("retain")
 SCORES = ("generated", "likelihood", "likelihood_summed", "nll")
 COSTS = (
     "train_tokens",
@@ -65,8 +64,8 @@ class RunDir:
                 self._check_same(old, config)
             elif diff_config(old, config) or not list(self.stages.glob(f".00-*/{UNSCORED}")):
                 left = os.truncate(self.journal, 0)
-                (self.path / "data.json").unlink(missing_ok=True)
-        elif self.rows() or any(path.name not in OWN for path in self.path.iterdir()):
+                (self.path / DATA_FILE).unlink(missing_ok=True)
+        elif not self.journal.exists() and any(path.name not in (LOCK, HOLDER) for path in self.path.iterdir()):
             raise InputError(f"output: {self.path} is not empty and not a run; choose an empty or new directory")
         self.journal.touch()  # comes first, for it tells a run's directory from any other
         self.stages.mkdir(exist_ok=True)
@@ -82,8 +81,10 @@ class RunDir:
         return config
 
     def lock(self) -> dict[str, Any] | None:
-        """Keep other processes out of the directory for as long as this object lives; returns the record of a process
-        that ended without a word. Raises InputError."""
+        """Keep other processes out of the directory for as long as this object lives. Raises InputError.
+
+        Returns the record that a process left which ended without a word, if one did (`holder.hold`).
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file, not a directory; choose another place")
         try:

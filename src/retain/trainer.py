@@ -262,9 +262,9 @@ def train_stage(
         bad = count_skipped(record, optimization.skipped, losses, new + replayed)
         line |= {"skipped": bad} if bad else {}
         watch.log("step", stage=stage.number, task=task.name, step=step, global_step=now, **line)
+        record.ended = watch.after_step(step, line["new_loss"], optimization.update_norm) or step == plan.steps
         if bad:
             _warn_or_stop(record, config.training.max_skipped_steps, bad, f"{task.name}, step {step}")
-        record.ended = watch.after_step(step, line["new_loss"], optimization.update_norm) or step == plan.steps
         watch.save(step)
         if record.ended:
             break

@@ -69,7 +69,8 @@ def _problem(record: Any) -> str | None:
     if not isinstance(events, list | None) or not all(isinstance(event, dict) for event in events or ()):
         return f'"{kind}": events is no list of objects'
     for part in (record, *(events or ())):
-        if wrong := [key for key, value in part.items() if not _fits(key, value)]:
+        keys = part.keys() if kind in REQUIRED else part.keys() & {"stage", "row"}
+        if wrong := [key for key in part if key in keys and not _fits(key, part[key])]:
             return f'"{kind}": {wrong[0]} has a value that no run writes'
     return None
 
@@ -95,7 +96,7 @@ def current(journal: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in journal:
         if record["kind"] == "rollback":
             back = record["stage"]
-            kept = [old for old in kept if old.get("stage", old.get("row", 0)) <= back and old["kind"] != "end"]
+            kept = [old for old in kept if (old.get("stage") or old.get("row") or 0) <= back and old["kind"] != "end"]
         if record["kind"] == "stage_start":
             redone = record["stage"]
             kept = [old for old in kept if old["kind"] not in REDONE or old["stage"] < redone]
