@@ -101,6 +101,7 @@ def test_what_evaluate_scores_on_other_test_samples_is_said(tmp_path, caplog):
     tiny = tiny_values(tmp_path)
     out = run(make_config(tiny, "t"), tmp_path, tmp_path / "run")
     change(tmp_path / "size_test.jsonl")
+    caplog.clear()
     evaluate(out, 0)
     assert "size: its test samples are not those that the run was scored on" in caplog.text
     assert "color" not in caplog.text
