@@ -73,7 +73,7 @@ def test_what_is_shared(both):
     assert [name for name, rows in taken.items() if "01-color" in rows] == ["mssr"]  # from fixed
     assert len(list((shared.out / "shared").iterdir())) == 1 + 6  # the base row, and every first stage but joint's
     lines = journal(shared.out / "runs" / "mssr.seed1", "adopted")
-    assert [line["row"] for line in lines] == ["00-base", "01-color"]
+    assert [line["folder"] for line in lines] == ["00-base", "01-color"]
 
 
 def test_a_cell_holds_what_the_table_needs(both):

@@ -155,7 +155,7 @@ class RunDir:
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(row, scratch)
             os.replace(scratch, self.stages / row.name)
-            self.log("adopted", row=row.name)
+            self.log("adopted", folder=row.name)
         self.settle()
 
     def settle(self) -> None:
