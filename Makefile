@@ -25,7 +25,7 @@ quickstart: $(MODEL)
 	$(BIN)/retain quickstart
 
 test: $(MODEL) $(TESTING)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 crash: $(TESTING)
 	$(BIN)/python -m tests.crash --kills 100

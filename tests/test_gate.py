@@ -42,7 +42,7 @@ def make_run(folder, predictions=True, items=8, stages=3, strategy="mssr", **gat
                 {"task": task, "id": f"{task}/test/{k}", "score": float(k < correct), "nll": 2 - float(k < correct)}
                 for k in range(items)
             ]
-        facts = {"row": row, "task": name} if row else {"row": row}
+        facts = {"row": row, "task": name, "fingerprint": "0"} if row else {"row": row}
         (place / "scores.json").write_text(json.dumps({**facts, "scores": scores, "costs": {}, "steps": 1}))
         if predictions:
             (place / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -123,6 +123,8 @@ def settle_conflicts(
     gone = [sample for sample in buffer.samples.values() if sample.task in retired]
     buffer.drop(sample.id for sample in gone)
     newer = stages if preset_of(config.strategy).source else stages[-1:]
+    if config.privacy.dp_sgd:  # what is kept may not depend on real samples
+        newer = ()
     frames = {task.name: task.frame for task in stages}
     found = find_conflicts(list(buffer.samples.values()), newer, frames, config.conflict_similarity)
     tasks = Counter(buffer.samples[one.stored].task for one in found)
