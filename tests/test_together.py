@@ -110,3 +110,10 @@ def test_a_trainer_waits_for_what_retain_run_began(home):
     config = load_config(home / "run" / "config.yaml").model_dump(include={"model", "training"}, exclude_unset=True)
     with pytest.raises(InputError, match=r"size is not learned yet; `retain run .*config.yaml` goes on"):
         Replay(home / "run", "shape").begin(24, 24, 4, 6, config)
+
+
+def test_nothing_is_added_to_a_joint_run(home):
+    path = home / "run" / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"strategy": "joint"}))
+    with pytest.raises(InputError, match="strategy joint trains all tasks in one stage"):
+        add(home / "run", home / "next.yaml")

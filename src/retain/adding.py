@@ -10,6 +10,7 @@ from retain.config import Config, load_config, make_config
 from retain.config_yaml import read_yaml
 from retain.gate import enforce
 from retain.learner import Learner
+from retain.presets import preset_of
 from retain.relocation import relocate
 from retain.rundir import RunDir
 from retain.sections import TaskConfig
@@ -54,6 +55,8 @@ def reopen(run_dir: Path, begun: str | None = None) -> Learner:
     if not path.is_file():
         raise InputError(f"{run_dir}: no config.yaml in it, so it is no run")
     config, run = load_config(path, need_tasks=False), RunDir(run_dir)
+    if preset_of(config.strategy).joint:
+        raise InputError(f"{run_dir}: strategy joint trains all tasks in one stage, so none can be added; start anew")
     rows = [run.scores(row) for row in run.rows()[1:]]
     done = {row["task"]: row for row in rows}
     if waiting := [task.name for task in config.tasks if task.train and task.name not in {*done, begun}]:
