@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny import stopped_after, tiny_values
 
-from retain import reading
+from retain import Learner, reading
 from retain.adding import add
 from retain.bundle import KEYS
 from retain.calibrate import probe
@@ -117,3 +117,13 @@ def test_nothing_is_added_to_a_joint_run(home):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"strategy": "joint"}))
     with pytest.raises(InputError, match="strategy joint trains all tasks in one stage"):
         add(home / "run", home / "next.yaml")
+
+
+def test_the_journal_of_a_learner_begins_with_its_start(home):
+    config = load_config(home / "run" / "config.yaml")
+    options = config.model_dump(include={"training", "schedule", "evaluation"}, exclude_unset=True)
+    learner = Learner(str(home / "model"), out=home / "new", **options)
+    learner.learn(yaml.safe_load((home / "next.yaml").read_text()) | {"train": str(home / "shape_train.jsonl"),
+                                                                      "test": str(home / "shape_test.jsonl")})  # fmt: skip
+    kinds = [json.loads(line)["kind"] for line in (home / "new" / "journal.jsonl").read_text().splitlines()]
+    assert kinds[0] == "start" and kinds.count("start") == 1

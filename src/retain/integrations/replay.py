@@ -256,8 +256,8 @@ class Replay:
         if name in [task.name for task in config.tasks if task.train != IN_MEMORY]:
             raise InputError(f"task {name!r}: is for `retain run` to learn in {self.out}; give this one another name")
         if left := [task.name for task in config.tasks if task.train and task.name not in {*learned, name}]:
-            raise InputError(f"{self.out}: {left[0]} is not learned yet; `retain run {self.dir.config_file}` goes on with "
-                             "it first")  # fmt: skip
+            command = f"`retain run {self.dir.config_file}`"
+            raise InputError(f"{self.out}: {left[0]} is not learned yet; {command} goes on with it first")
 
     def _buffer(self) -> Buffer:
         """The buffer as the last stage left it."""
