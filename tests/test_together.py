@@ -123,7 +123,7 @@ def test_the_journal_of_a_learner_begins_with_its_start(home):
     config = load_config(home / "run" / "config.yaml")
     options = config.model_dump(include={"training", "schedule", "evaluation"}, exclude_unset=True)
     learner = Learner(str(home / "model"), out=home / "new", **options)
-    learner.learn(yaml.safe_load((home / "next.yaml").read_text()) | {"train": str(home / "shape_train.jsonl"),
-                                                                      "test": str(home / "shape_test.jsonl")})  # fmt: skip
+    data = {split: str(home / f"shape_{split}.jsonl") for split in ("train", "test")}
+    learner.learn({"name": "shape", **data})
     kinds = [json.loads(line)["kind"] for line in (home / "new" / "journal.jsonl").read_text().splitlines()]
     assert kinds[0] == "start" and kinds.count("start") == 1
