@@ -8,7 +8,9 @@ from typing import Any
 
 from retain.config import Config, load_config, make_config
 from retain.config_yaml import read_yaml
+from retain.gate import enforce
 from retain.learner import Learner
+from retain.presets import preset_of
 from retain.relocation import relocate
 from retain.rundir import RunDir
 from retain.sections import TaskConfig
@@ -21,12 +23,17 @@ log = logging.getLogger("retain")
 def add(run_dir: str | Path, task: str | Path | None = None) -> dict[str, Any]:
     """Learn the task of a YAML file (what stands under `tasks` in a configuration) as the run's next stage.
 
-    Without a task what is not scored yet is scored. The data of earlier stages may be gone. Returns the results.
+    Without a task what is not scored yet is scored. The data of earlier stages may be gone. One that was stopped in
+    its stage goes on there. Returns the results; raises GateError where `gate.after_stage: stop` is not met.
     """
     run_dir = Path(run_dir)
     spec = None if task is None else read_task(Path(task), run_dir)
-    learner = reopen(run_dir)
-    return learner.evaluate() if spec is None else learner.learn(spec)
+    if spec is None:
+        return reopen(run_dir).evaluate()
+    learner = reopen(run_dir, begun=spec.name)
+    results = learner.learn(spec)
+    enforce(learner.dir, learner.config)
+    return results
 
 
 def read_task(path: Path, run_dir: Path) -> TaskConfig:
@@ -39,18 +46,20 @@ def read_task(path: Path, run_dir: Path) -> TaskConfig:
     return relocate(config, path.parent, run_dir).tasks[0]
 
 
-def reopen(run_dir: Path) -> Learner:
+def reopen(run_dir: Path, begun: str | None = None) -> Learner:
     """The learner of a run with its finished stages, also those whose data are not at hand any more.
 
-    Raises InputError where there is no run, or where a stage is not finished.
+    Raises InputError where there is no run, or where the stage of another task than `begun` is not finished.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise InputError(f"{run_dir}: no config.yaml in it, so it is no run")
     config, run = load_config(path, need_tasks=False), RunDir(run_dir)
+    if preset_of(config.strategy).joint:
+        raise InputError(f"{run_dir}: strategy joint trains all tasks in one stage, so none can be added; start anew")
     rows = [run.scores(row) for row in run.rows()[1:]]
     done = {row["task"]: row for row in rows}
-    if waiting := [task.name for task in config.tasks if task.train and task.name not in done]:
+    if waiting := [task.name for task in config.tasks if task.train and task.name not in {*done, begun}]:
         raise InputError(f"{run_dir}: {waiting[0]} is not learned yet; `retain run {path}` goes on with it first")
     tasks = {task.name: _task(task, config, run_dir, done.get(task.name)) for task in config.tasks}
     learner = Learner.of(config, run_dir, run_dir, list(tasks.values()))

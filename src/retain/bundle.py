@@ -34,13 +34,15 @@ peak_memory_bytes skipped passed action replay_factor failed limit value allowed
 gone kept_in unfinished policy found near superseded ids sha256 removed stages searched left tasks matrix matrices
 metrics metrics_by_matrix evaluation_only change task_metrics costs joint finished truncated_test retain torch
 transformers peft accelerate numpy python alpha why unsuited
-skipped_steps samples holder at pid host boot since into after_step broken scored folder"""
+skipped_steps samples demonstrations predictions pages
+holder at pid host boot since into after_step broken scored folder"""
 _WORDS = """
 start end resume adopted choice plan stage_start stage_end step event evaluation check past probe curriculum synthesis
 validation conflicts stopped data_changed gate rollback erase stop off raise_replay seed base joint in-memory"""
 FILE_NAMES = frozenset(_FILES.split())
 # Of the journal and of results.json. What is none of these may be a label or another text.
-KEYS = frozenset([*_KEYS.split(), *METRICS, *VIEWS])
+REMOVED = ("unfinished stages", "leftovers of a crash", "buffered samples", "synthetic samples", "stored logits")
+KEYS = frozenset([*_KEYS.split(), *REMOVED, *METRICS, *VIEWS])
 WORDS = frozenset([*_WORDS.split(), *presets.NAMES, *TEXT_METRICS, *VIEWS])
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
 VERSION = re.compile(r"\d[\w.+-]{0,30}")

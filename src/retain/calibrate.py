@@ -17,6 +17,7 @@ from tqdm import tqdm
 from retain.assessment import assess, assess_fit
 from retain.buffer import SAMPLES_FILE, read_samples
 from retain.calibration import forgotten
+from retain.data_record import ACCEPTED, read_hashes
 from retain.device import open_model
 from retain.history import History, Observation, exposures, follow, read_history, to_histories
 from retain.losses import sample_losses
@@ -122,15 +123,16 @@ def _measure(lm: LanguageModel, folder: Path, row: int, samples: Sequence[Sample
 def _texts(history: History, ids: set[str]) -> dict[str, Sample]:
     """The stored samples by id, from the buffer, and from the training data for those that left it.
 
-    A text that the model wrote and that left the buffer is gone.
+    A text that the model wrote and that left the buffer is gone, and so is one of data that changed since.
     """
     config, path = history.config, history.path
     found = {sample.id: sample for sample in read_samples(path / "buffer" / SAMPLES_FILE)}
     gone = {task for stage in history.stages for one, task in stage.tasks.items() if one in ids - found.keys()}
     prints = {(facts := RunDir(path).scores(row)).get("task"): facts.get("fingerprint") for row in RunDir(path).rows()}
     seed = [config.buffer.seed] if config.buffer.seed and not config.buffer.seed.synthesize else []
+    noted = read_hashes(path)
     for spec in [*config.tasks, *seed]:
-        if spec.name in gone and spec.train:
+        if spec.name in gone and spec.train and ACCEPTED not in noted.get(spec.name, {}):
             task = load_task(spec, config, path, config.needs_validation and spec not in seed, needs_test=False)
             if prints.get(spec.name) not in (None, task.fingerprint):
                 raise InputError(f"task {spec.name!r}: its data are not those {path} was trained on; restore them")

@@ -106,7 +106,7 @@ def load_comparison(path: str | Path, overrides: list[str] | None = None, out: P
     except ValidationError as error:
         raise problem_report(problems_of(error, ComparisonFile, values), str(path), lines) from None
     base, run, run_lines, source = _base_run(file.run, path, lines, of_run)
-    make_config({**run, "strategy": "none"}, source, run_lines)
+    make_config(_ungated({**run, "strategy": "none"}), source, run_lines)
     strategies = _strategies(file.strategies, path, lines)
     cells = list(_cells(file, run, strategies, path, lines))
     if any(cell.config.needs_validation for cell in cells):  # what one holds out, none may train on
@@ -209,7 +209,18 @@ def _matters(key: str, strategy: Any) -> bool:
     """Whether a key of the grid can change what a strategy does."""
     chosen, section = preset_of(strategy), key.partition(".")[0]
     unused = () if chosen.keeps_buffer else REPLAY_SECTIONS
-    return section not in unused + (() if chosen.source else SYNTHESIS_SECTIONS)
+    unused += (() if chosen.source else SYNTHESIS_SECTIONS) + (() if chosen.replays else ("gate",))
+    return section not in unused
+
+
+def _ungated(values: dict[str, Any]) -> dict[str, Any]:
+    """A cell's values without what `gate.after_stage` cannot do there: end a run that is to be measured, or raise the
+    replay of a strategy that has none."""
+    gate = values.get("gate")
+    after = gate.get("after_stage") if isinstance(gate, Mapping) else None
+    if after == "stop" or (after == "raise_replay" and not preset_of(values["strategy"]).replays):
+        return {**values, "gate": {**gate, "after_stage": "off"}}
+    return values
 
 
 def _config(
@@ -228,7 +239,7 @@ def _config(
         values["schedule"] = {"budget": file.budget, **values.get("schedule", {})}
     if order is not None:
         values["tasks"] = _ordered(values["tasks"], order, source)
-    return make_config(values, source)
+    return make_config(_ungated(values), source)
 
 
 def _ordered(tasks: list[dict[str, Any]], order: list[str], source: str) -> list[dict[str, Any]]:

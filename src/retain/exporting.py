@@ -109,6 +109,7 @@ def mixed(config: Config, run: RunDir, buffer: Buffer, new: list[Sample]) -> Ite
     if not chosen.replay or chosen.source or config.memory.candidates > 1 or told:
         raise InputError(f"strategy {chosen.name!r}: its replay cannot be planned; such as fixed, er and mssr can")
     rows = run.rows()
+    last = run.scores(rows[-1])
     first_step = sum(run.scores(row)["steps"] for row in rows[1:])
     plan = plan_stage(config, new[0].task, len(new), buffer.seen, first_step)
     memory = buffer.memory
@@ -117,7 +118,7 @@ def mixed(config: Config, run: RunDir, buffer: Buffer, new: list[Sample]) -> Ite
     confidences = {
         one: 1.0 if sample.confidence is None else sample.confidence for one, sample in buffer.samples.items()
     }
-    replayer = Replayer(plan, config, len(rows), first_step, memory, confidences)
+    replayer = Replayer(plan, config, len(rows), first_step, memory, confidences, last.get("last_event"))
     for step, batch in enumerate(new_batches(new, plan, config.seed, len(rows)), start=1):
         ids = replayer.draw(step)
         yield from batch

@@ -86,9 +86,13 @@ class Learner:
         self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
         self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
+        self._log_start()
+
+    def _log_start(self) -> None:
+        """The journal's first line, again where a claim by another configuration emptied the journal."""
         if not self.dir.begun:
-            self.dir.log("start", strategy=chosen.name, seed=config.seed, model=config.model.name,
-                         versions=self._versions)  # fmt: skip
+            name, config = preset_of(self.config.strategy).name, self.config
+            self.dir.log("start", strategy=name, seed=config.seed, model=config.model.name, versions=self._versions)
 
     @property
     def lm(self) -> LanguageModel:
@@ -132,6 +136,7 @@ class Learner:
             spec = relocate(self.config.model_copy(update={"tasks": [spec]}), self.base, self.dir.path).tasks[0]
             self.config = self.config.model_copy(update={"tasks": [*self.config.tasks, spec]})
             self.dir.claim(self.config)
+            self._log_start()
         return loaded
 
     def train(self, task: Task) -> None:

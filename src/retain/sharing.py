@@ -43,7 +43,7 @@ def first_stage_key(config: Config, tasks: Sequence[Task]) -> str | None:
     chosen = preset_of(config.strategy)
     if chosen.joint or chosen.source or config.buffer.seed or chosen.name == AUTO or config.privacy.dp_sgd:
         return None
-    values = config.model_dump(exclude={"output", "checkpoint"})
+    values = config.model_dump(exclude={"output", "checkpoint", "gate"})
     options = {name: section.model_dump() for name, section in chosen.regularizers}
     values["strategy"] = {"keeps_buffer": chosen.keeps_buffer, "regularizers": options}
     if config.schedule.kind in STATELESS_KINDS and config.schedule.clock in STATELESS_CLOCKS:

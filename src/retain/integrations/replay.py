@@ -250,11 +250,14 @@ class Replay:
         return make_config(values, "Replay", need_tasks=False)
 
     def _check_task(self, config: Config) -> None:
-        name = self.spec.name
-        if name in [self.dir.scores(row)["task"] for row in self.dir.rows()[1:]]:
+        name, learned = self.spec.name, [self.dir.scores(row)["task"] for row in self.dir.rows()[1:]]
+        if name in learned:
             raise InputError(f"task {name!r}: {self.out} has learned it already; give this one another name")
         if name in [task.name for task in config.tasks if task.train != IN_MEMORY]:
             raise InputError(f"task {name!r}: is for `retain run` to learn in {self.out}; give this one another name")
+        if left := [task.name for task in config.tasks if task.train and task.name not in {*learned, name}]:
+            command = f"`retain run {self.dir.config_file}`"
+            raise InputError(f"{self.out}: {left[0]} is not learned yet; {command} goes on with it first")
 
     def _buffer(self) -> Buffer:
         """The buffer as the last stage left it."""
