@@ -11,7 +11,7 @@ from test_run import journal, results, run_tiny
 from test_scheduler import make, memory_of, second
 from test_strategies import NEW, OLD, OTHER, context, move, naive_loss
 
-import retain.learner
+import retain.stages
 from retain.config import make_config
 from retain.replayer import Replayer
 from retain.strategies.base import snapshot
@@ -127,7 +127,7 @@ def test_a_run_replays_what_its_next_step_harms_and_counts_the_looks(tmp_path, m
             taken.append((len(ids), count, tokens))
             return chosen
 
-    monkeypatch.setattr(retain.learner, "MostInterfered", Checked)
+    monkeypatch.setattr(retain.stages, "MostInterfered", Checked)
     out = run_tiny(tmp_path, strategy="mir", model={"name": str(tmp_path / "model"), "dtype": "float64"})
     events = [line for line in journal(out, "event") if line["replayed"]]
     assert [count for _, count, _ in taken] == [line["replayed"] for line in events] != []

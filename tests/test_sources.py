@@ -176,4 +176,4 @@ def test_the_label_asked_for_stands_and_the_model_says_how_sure_it_is(tmp_path):
     shares = {label: count / len(trained) for label, count in Counter(trained).items()}
     asked = Counter(in_proportion(shares, 8))
     assert Counter(line["answer"] for line in written) == asked and len(asked) > 1
-    assert len({line["confidence"] for line in written}) > 1 and all(0 < line["confidence"] < 1 for line in written)
+    assert len({line["consistency"] for line in written}) > 1 and all(0 < line["consistency"] < 1 for line in written)

@@ -172,7 +172,8 @@ def test_the_search_finds_what_is_there(tmp_path):
     """Stored replay and hybrid keep real samples, and the report of the latter shows some: the search finds them."""
     assert "buffer/samples.parquet" in leaks(run_secret(tmp_path, "stored", strategy="mssr"))
     hybrid = run_secret(tmp_path, "hybrid", storage={"mode": "hybrid", "real_samples": 4})
-    assert leaks(hybrid) == ["buffer/samples.parquet", "report.html"]
+    stages = [f"stages/{name}/buffer/samples.parquet" for name in ("01-color", "02-notes")]
+    assert leaks(hybrid) == ["buffer/samples.parquet", "report.html", *stages]
     for compression, name in (("gzip", "x.gz"), ("zstd", "x.zst")):
         folder = tmp_path / compression
         folder.mkdir()

@@ -229,7 +229,7 @@ def test_wrong_questions(ssr, tmp_path, task, options, message):
     [
         ("", "--demonstrations: .* is empty"),
         ('{"input": "a"}\n', r'd\.jsonl: .*line 1: no text under "answer"'),
-        ('{"input": "a", "answer": "b"}\n{', r"d\.jsonl: .*line 2: not valid JSON"),
+        ('{"input": "a", "answer": "b"}\n{', r"d\.jsonl: .*line 2: broken JSON"),
         (None, r"d\.jsonl: no such file"),
     ],
 )

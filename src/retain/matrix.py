@@ -63,8 +63,10 @@ def retention(scores: np.ndarray) -> float:
 
 
 def normalized_score(scores: np.ndarray) -> float:
-    """meanᵢ R[T, i] / max(max₁≤ₜ≤T R[t, i], 1e-8), the maximum over what was measured (MSSR Eq. 36, 37)."""
-    return _mean(scores[-1] / np.maximum(np.fmax.reduce(scores[1:]), 1e-8))
+    """meanᵢ R[T, i] / max(max₁≤ₜ≤T R[t, i], 1e-8) (MSSR Eq. 36, 37); before its own stage a task may be unmeasured."""
+    stages, unseen = scores[1:], np.tri(*scores[1:].shape, dtype=bool) == 0
+    best = np.where(unseen & np.isnan(stages), -np.inf, stages).max(axis=0)
+    return _mean(scores[-1] / np.maximum(best, 1e-8))
 
 
 def learned(scores: np.ndarray) -> np.ndarray:

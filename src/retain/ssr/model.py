@@ -126,7 +126,7 @@ class SSRModel:
         real, synthetic = self.scheduler.draw(new, rehearsal, task_id=new[0].task_id)
         weights = mixed_loss_weights(len(real), [one.confidence for one in synthetic], self.config.curriculum)
         losses = training.step([self._sample(one) for one in real + synthetic], weights)
-        if not np.isfinite(losses).all():
+        if training.skipped or not np.isfinite(losses).all():
             raise FloatingPointError(f"task {new[0].task_id!r}: a loss is not finite; lower learning_rate")
         self.scheduler.step()
         return float(weights @ losses) / len(losses)
