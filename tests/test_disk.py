@@ -15,7 +15,7 @@ from tiny import tiny_values
 from typer.testing import CliRunner
 
 from retain.cli import app
-from retain.rundir import append_line, write_json
+from retain.files import append_line, write_json
 
 DISK = 2_000_000  # bytes
 

@@ -485,7 +485,7 @@ def test_a_trainer_goes_on_where_retain_run_stopped(tmp_path):
     tasks = values.pop("tasks")
     learner = Learner(out=tmp_path / "memory", **values)
     learner.learn({"name": "color", "train": tasks[0]["train"]})
-    before = learner._buffer().memory.to_tensors()
+    before = learner.dir.load_buffer(learner.config).memory.to_tensors()
     adapter = newest_adapter(tmp_path / "memory")
     assert adapter == tmp_path / "memory/stages/01-color/adapter"
     trainer = trainer_of(

@@ -35,6 +35,7 @@ LAYERS = {
     "interrupts": 0,
     "buffer": 1,
     "plans": 1,
+    "files": 0,
     "triggers": 1,
     "store": 1,
     "comparison": 1,

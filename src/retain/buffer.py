@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from retain.files import write_bytes
 from retain.memory.random import bits, hash_ids
 from retain.memory.state import MemoryState
 from retain.reading import foreign, read_bytes, read_table
@@ -71,7 +70,12 @@ class Buffer:
         """Samples of each task, in storage order."""
         return dict(Counter(sample.task for sample in self.samples.values()))
 
-    def seed_with(self, samples: list[Sample]) -> None:
+    @property
+    def confidences(self) -> dict[str, float]:
+        """The weight of each sample in draws, 1 for real ones, by id."""
+        return {one: 1.0 if sample.confidence is None else sample.confidence for one, sample in self.samples.items()}
+
+    def seed_with(self, samples: Sequence[Sample]) -> None:
         """Samples to rehearse from the first stage on: a past task that enters at step 0 without losses."""
         self.admit(samples, 0, {}, 0)
 
@@ -142,8 +146,8 @@ class Buffer:
             "buffer_seen": np.array([self.seen], dtype=np.int64),
             "buffer_digest": _digest(self.samples),
         }
-        _replace(folder / SAMPLES_FILE, parquet.getvalue())
-        _replace(folder / MEMORY_FILE, save_tensors(tensors))
+        write_bytes(folder / SAMPLES_FILE, parquet.getvalue())
+        write_bytes(folder / MEMORY_FILE, save_tensors(tensors))
 
     @classmethod
     def load(cls, folder: Path, config: BufferConfig, memory_config: MemoryModel, seed: int = 42) -> Buffer:
@@ -185,20 +189,6 @@ def balanced_choice(
 def _digest(ids: Iterable[str]) -> np.ndarray:
     """SHA-256 of the ids in order, shape (32,), uint8."""
     return np.frombuffer(hashlib.sha256("\n".join(ids).encode()).digest(), dtype=np.uint8)
-
-
-def _replace(path: Path, content: Any) -> None:
-    """Write beside `path`, then take its place: a crash leaves the old file or the new one."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> bytes:

@@ -19,12 +19,13 @@ from retain.buffer import SAMPLES_FILE, read_samples
 from retain.calibration import forgotten
 from retain.data_record import ACCEPTED, read_hashes
 from retain.device import open_model
+from retain.files import write_json
 from retain.history import History, Observation, exposures, follow, read_history, to_histories
 from retain.losses import sample_losses
 from retain.model import LanguageModel
 from retain.reading import read_table
 from retain.report.calibration import write_page
-from retain.rundir import RunDir, write_json
+from retain.rundir import RunDir
 from retain.tasks import load_task
 from retain.types import InputError, Sample
 

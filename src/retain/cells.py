@@ -10,9 +10,10 @@ from typing import Any
 
 from retain.comparison import Cell, Comparison
 from retain.config import Config, diff_config, make_config
+from retain.files import write_text
 from retain.presets import preset_of
 from retain.reading import foreign, read_json
-from retain.rundir import RunDir, write_text
+from retain.rundir import RunDir
 from retain.store import read_lines
 from retain.trace import REVIEW_LOG, TRACE
 from retain.types import InputError

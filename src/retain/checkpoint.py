@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save
 
-from retain.rundir import sync_folder, write_bytes, write_text
+from retain.files import sync_folder, write_bytes, write_text
 from retain.sealed import checksums, read_sealed, write_sealed
 from retain.sections import CheckpointConfig
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from retain.holder import DATA_FILE
+from retain.files import write_json
 from retain.reading import read_json
-from retain.rundir import RunDir, write_json
+from retain.rundir import DATA_FILE, RunDir
 from retain.tasks.loading import SPLITS, fingerprint
 from retain.types import InputError, Task
 

@@ -21,7 +21,7 @@ from retain.presets import preset_of
 from retain.quality.memorization import TELLING, TrainingTexts
 from retain.quality.ngrams import words
 from retain.report import write_report
-from retain.rundir import LOCK, RunDir
+from retain.rundir import LOCK, PREDICTIONS, RunDir
 from retain.searching import Sought, fold, lines_of, value_of
 from retain.sections import BUILTIN
 from retain.store import COMPRESSIONS, DEMONSTRATIONS, NAME
@@ -306,7 +306,7 @@ def _drop_lines(erasure: Erasure, path: Path, apply: bool) -> None:
 
 
 def _kind(path: Path) -> str:
-    kinds = {NAME: "synthetic samples", DEMONSTRATIONS: "demonstrations", "predictions.jsonl": "predictions"}
+    kinds = {NAME: "synthetic samples", DEMONSTRATIONS: "demonstrations", PREDICTIONS: "predictions"}
     return next((kind for name, kind in kinds.items() if path.name.startswith(name)), f"lines of {path.name}")
 
 

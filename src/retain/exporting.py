@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from retain.adding import read_task
 from retain.buffer import Buffer
 from retain.config import Config, load_config
+from retain.files import write_json, write_text
 from retain.presets import preset_of
 from retain.replayer import Replayer
-from retain.rundir import RunDir, write_json, write_text
+from retain.rundir import RunDir
 from retain.scheduler import plan_stage
 from retain.schedules import decided_online
 from retain.store import write_lines
@@ -110,15 +111,12 @@ def mixed(config: Config, run: RunDir, buffer: Buffer, new: list[Sample]) -> Ite
         raise InputError(f"strategy {chosen.name!r}: its replay cannot be planned; such as fixed, er and mssr can")
     rows = run.rows()
     last = run.scores(rows[-1])
-    first_step = sum(run.scores(row)["steps"] for row in rows[1:])
+    first_step = run.steps()
     plan = plan_stage(config, new[0].task, len(new), buffer.seen, first_step)
     memory = buffer.memory
     memory.set_unit(plan.time_unit or 1.0, first_step)
     known = dict(zip(memory.ids, memory.to_tensors()["ema_loss"].tolist(), strict=True))
-    confidences = {
-        one: 1.0 if sample.confidence is None else sample.confidence for one, sample in buffer.samples.items()
-    }
-    replayer = Replayer(plan, config, len(rows), first_step, memory, confidences, last.get("last_event"))
+    replayer = Replayer(plan, config, len(rows), first_step, memory, buffer.confidences, last.get("last_event"))
     for step, batch in enumerate(new_batches(new, plan, config.seed, len(rows)), start=1):
         ids = replayer.draw(step)
         yield from batch

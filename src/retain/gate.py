@@ -15,7 +15,7 @@ from retain.config import Config
 from retain.conflicts import retired_tasks
 from retain.intervals import paired_interval, wilson_interval
 from retain.presets import preset_of
-from retain.rundir import RunDir
+from retain.rundir import PREDICTIONS, RunDir
 from retain.store import read_lines
 from retain.types import GateError, InputError
 
@@ -73,7 +73,7 @@ class _Row:
 
     @cached_property
     def items(self) -> dict[str, dict[str, dict[str, Any]]]:
-        path, found = self.folder / "predictions.jsonl", {}
+        path, found = self.folder / PREDICTIONS, {}
         for line in read_lines(path, ("task", "id")) if path.exists() else ():
             found.setdefault(line["task"], {})[line["id"]] = line
         return found

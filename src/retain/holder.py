@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from retain.types import InputError
 
-LOCK, HOLDER, DATA_FILE = ".lock", ".holder.json", "data.json"
+LOCK, HOLDER = ".lock", ".holder.json"
 TAIL = 1 << 16  # bytes of a journal that hold its last lines
 LESS_MEMORY = "training.micro_batch_size or evaluation.batch_size (these two may change in a directory)"
 

@@ -14,22 +14,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from retain.buffer import Buffer
 from retain.config import Config, make_config
 from retain.conflicts import settle_conflicts
 from retain.data_record import check_data, check_stage
 from retain.device import open_model, peak_memory
 from retain.evaluate import evaluate_task
+from retain.files import write_json
 from retain.gate import enforce, raise_replay, replay_factor
 from retain.intake import given_task
 from retain.model import LanguageModel
 from retain.presets import AUTO, preset_of
 from retain.privacy import check_installed
-from retain.progress import clear_row, seal_row, sealed_row
+from retain.progress import clear_row, row_checksums, seal_row, sealed_row
 from retain.relocation import relocate
 from retain.report import write_report
 from retain.reviews import require_approval
-from retain.rundir import PREDICTIONS, RunDir, write_json
+from retain.rundir import PREDICTIONS, RunDir
 from retain.scheduler import plan_run
 from retain.sections import TaskConfig
 from retain.selfsynthesis import check_demonstrations
@@ -91,8 +91,7 @@ class Learner:
     def _log_start(self) -> None:
         """The journal's first line, again where a claim by another configuration emptied the journal."""
         if not self.dir.begun:
-            name, config = preset_of(self.config.strategy).name, self.config
-            self.dir.log("start", strategy=name, seed=config.seed, model=config.model.name, versions=self._versions)
+            self.dir.log_start(self.config, self._versions)
 
     @property
     def lm(self) -> LanguageModel:
@@ -150,7 +149,8 @@ class Learner:
         if number < len(rows):
             check_stage(self.dir, rows[number], task, self.changed_data)
             log.info("stage %d (%s) is finished already; skipped", number, task.name)
-            merge_traces(rows, self.dir.path)
+            if number == len(rows) - 1:  # a crash may have come before it
+                merge_traces(rows, self.dir.path)
             return
         with self.dir.finish_row(number, task.name) as folder:
             found = sealed_row(folder)
@@ -170,28 +170,18 @@ class Learner:
 
     def _stage_run(self, number: int, task: Task) -> StageRun:
         """The next stage with the buffer that it starts with, after what newer data correct was retired."""
-        buffer, notes = self._buffer(), []
+        buffer, notes = self.dir.load_buffer(self.config, self._seed), []
         settle_conflicts(buffer, self.config, self.stages, lambda kind, **fields: notes.append((kind, fields)))
         stage = self._stage(number, task, len(buffer))
         return StageRun(self.lm, self._accelerator, self.config, self.dir, self.tasks, self.stages[:-1], stage, buffer,
                         len(self._seed), notes)  # fmt: skip
-
-    def _buffer(self) -> Buffer:
-        """The buffer as the last stage left it."""
-        if self.dir.buffer.is_dir() or self.dir.rows()[1:]:
-            return Buffer.load(self.dir.buffer, self.config.buffer, self.config.memory, self.config.seed)
-        buffer = Buffer(self.config.buffer, self.config.memory, self.config.seed)
-        if self._seed and preset_of(self.config.strategy).keeps_buffer:
-            buffer.seed_with(self._seed)
-        return buffer
 
     def _stage(self, number: int, task: Task, buffered: int) -> Stage:
         sizes = [(stage.name, len(stage.train)) for stage in self.stages]
         joint = preset_of(self.config.strategy).joint
         config = raise_replay(self.config, replay_factor(self.dir, self.config))
         plans = plan_run(config, sizes if not joint else [(task.name, len(task.train))], len(self._seed), buffered)
-        done = sum(self.dir.scores(row)["steps"] for row in self.dir.rows()[1:number])
-        return Stage(number, task, plans[number - 1], done, config)
+        return Stage(number, task, plans[number - 1], self.dir.steps(), config)
 
     # ---- scores --------------------------------------------------------------------------------------
 
@@ -232,11 +222,12 @@ class Learner:
         """
         row, scores, costs = found["row"], found["scores"], found["costs"]
         self.dir.forget_unscored(folder, row, scores)
-        seal_row(folder, found)
+        files = row_checksums(folder)
+        seal_row(folder, files, found)
         for task in self._scored(row):
             if task.name not in scores:
                 scores[task.name] = self._score_task(folder, row, task, costs)
-                seal_row(folder, found)
+                seal_row(folder, files, found)
         costs["peak_memory_bytes"] = peak_memory()
         write_json(folder / "scores.json", found)
         marks = [f"{name} {score['generated']:.2f}" for name, score in scores.items()]

@@ -12,8 +12,9 @@ from retain.buffer import Buffer
 from retain.checkpoint import Checkpoints, Resumable, write_state
 from retain.checks import Checks
 from retain.config import Config
+from retain.files import remove
 from retain.interrupts import Pending
-from retain.rundir import CHECKPOINTS, PREDICTIONS, UNFINISHED, UNSCORED, WRITTEN, RunDir, remove
+from retain.rundir import CHECKPOINTS, PREDICTIONS, UNFINISHED, UNSCORED, WRITTEN, RunDir
 from retain.sealed import checksums, read_sealed, write_sealed
 from retain.trace import MemoryTrace
 from retain.trainer import Stage
@@ -97,14 +98,17 @@ def clear_row(folder: Path) -> None:
             remove(path)
 
 
-def seal_row(folder: Path, facts: Mapping[str, Any]) -> None:
+def row_checksums(folder: Path) -> dict[str, str]:
+    """The checksums of what a row keeps beside its scores."""
+    return checksums(folder, skip=(*UNFINISHED, PREDICTIONS))
+
+
+def seal_row(folder: Path, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
     """Say that a row's weights are final; `facts` is what its scores.json will hold, with the scores so far."""
-    files = checksums(folder, skip=(*UNFINISHED, PREDICTIONS))
     write_sealed(folder / UNSCORED, {"files": files, "facts": facts})
 
 
 def sealed_row(folder: Path) -> dict[str, Any] | None:
     """The facts of a row whose weights are final and whole; None where there is none."""
     found = read_sealed(folder / UNSCORED)
-    whole = found and found["files"] == checksums(folder, skip=(*UNFINISHED, PREDICTIONS))
-    return found["facts"] if whole else None
+    return found["facts"] if found and found["files"] == row_checksums(folder) else None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from retain.config import Config
+from retain.files import drop_torn_line
 from retain.memory.random import bits, hash_ids
 from retain.quality.human import (
     CRITERIA,
@@ -24,7 +25,7 @@ from retain.quality.human import (
     percent_agreement,
     weighted_kappa,
 )
-from retain.rundir import RunDir, drop_torn_line
+from retain.rundir import RunDir
 from retain.store import read_lines, synthetic_file
 from retain.types import GateError, InputError
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retain.config import Config, load_config
+from retain.files import write_text
 from retain.reviews import REVIEWS, read_reviews
-from retain.rundir import RunDir, write_text
+from retain.rundir import RunDir
 from retain.store import read_lines, synthetic_file
 from retain.trace import FILES, merge_traces
 from retain.types import InputError

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from retain.buffer import Buffer
 from retain.config import Config, diff_config, dump_config, load_config
-from retain.holder import DATA_FILE, HOLDER, LOCK, explain_end, hold
+from retain.files import append_line, cut_lines, drop_torn_line, remove, sync_folder, write_json, write_text
+from retain.holder import HOLDER, LOCK, explain_end, hold
 from retain.matrix import summarize
+from retain.plans import Event, StagePlan
 from retain.presets import preset_of
 from retain.privacy import privacy_facts
 from retain.reading import check_links, foreign, read_json
-from retain.types import InputError
+from retain.types import InputError, Sample
 
-PREDICTIONS = "predictions.jsonl"
+PREDICTIONS, DATA_FILE = "predictions.jsonl", "data.json"
 # What a row's scratch folder holds until it is finished, beside the row itself.
 CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
 UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
@@ -39,6 +42,13 @@ COSTS = (
     "eval_seconds",
     "seconds",
 )
+
+
+class Drawn(Protocol):
+    """What a stage replayed: its events, and the ids that each of them drew."""
+
+    events: list[Event]
+    drawn: list[list[str]]
 
 
 class RunDir:
@@ -176,6 +186,36 @@ class RunDir:
         line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         append_line(self.journal, line)
 
+    def log_start(self, config: Config, versions: Mapping[str, str]) -> None:
+        """The journal's first line."""
+        name = preset_of(config.strategy).name
+        self.log("start", strategy=name, seed=config.seed, model=config.model.name, versions=versions)
+
+    def log_plan(self, stage: int, plan: StagePlan, first_step: int) -> None:
+        """The lines that a stage begins with."""
+        self.log("plan", stage=stage, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
+                 buffer=plan.buffer_size, events=[event.to_dict() for event in plan.events])  # fmt: skip
+        self.log("stage_start", stage=stage, task=plan.task, step=first_step)
+
+    def log_events(self, stage: int, first_step: int, replayer: Drawn, task_of: Mapping[str, str]) -> None:
+        """A line for each event of a stage, with how many samples of each task it drew."""
+        for event, ids in zip(replayer.events, replayer.drawn, strict=True):
+            self.log("event", stage=stage, step=event.step, global_step=first_step + event.step, ratio=event.ratio,
+                     replayed=event.replayed, by_task=dict(Counter(task_of[one] for one in ids)))  # fmt: skip
+
+    def steps(self) -> int:
+        """Steps that all finished stages took."""
+        return sum(self.scores(row)["steps"] for row in self.rows()[1:])
+
+    def load_buffer(self, config: Config, seed: Sequence[Sample] = ()) -> Buffer:
+        """The buffer as the last stage left it; before the first one with the `seed`, where the strategy keeps any."""
+        if self.buffer.is_dir() or self.rows()[1:]:
+            return Buffer.load(self.buffer, config.buffer, config.memory, config.seed)
+        buffer = Buffer(config.buffer, config.memory, config.seed)
+        if seed and preset_of(config.strategy).keeps_buffer:
+            buffer.seed_with(seed)
+        return buffer
+
     def journal_size(self) -> int:
         """Bytes of the journal, which are safely on the disk then."""
         with open(self.journal, "rb") as file:
@@ -278,83 +318,3 @@ def _matrix(rows: list[dict], tasks: list[str], kind: str) -> list[list[float | 
 def _change(matrix: list[list[float | None]], tasks: list[str]) -> dict[str, float | None]:
     pairs = zip(tasks, matrix[0], matrix[-1], strict=True) if matrix else []
     return {task: None if None in (first, last) else last - first for task, first, last in pairs}
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off the last line of a file of JSON lines, if there is one and a crash left it half-written."""
-    if path.exists() and not (whole := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, whole.rfind(b"\n") + 1)
-
-
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append a value to a file of JSON lines; where the disk is full the file stays as it was."""
-    with open(path, "ab", buffering=0) as file:
-        start = file.seek(0, os.SEEK_END)
-        try:
-            content = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
-            if file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            file.truncate(start)
-            raise
-
-
-def cut_lines(path: Path, again: Callable[[dict[str, Any]], bool], start: int = 0) -> None:
-    """Take the objects that are written `again` out of a file of JSON lines, from byte `start` on."""
-    if not path.exists():
-        return
-    whole = path.read_bytes()
-    lines = whole[start:].splitlines(keepends=True)
-    kept = [line for line in lines if not again(_object(line))]
-    if len(kept) < len(lines):
-        write_bytes(path, whole[:start] + b"".join(kept))
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """The object of a line; an empty one for a line that holds something else, which is not for us to judge."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that what was renamed in a folder is so on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from retain.rundir import write_text
+from retain.files import write_text
 
 
 def checksums(folder: Path, skip: Collection[str] = ()) -> dict[str, str]:

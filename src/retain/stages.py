@@ -75,7 +75,8 @@ class StageRun:
                       lambda parts: progress.resume({**parts, "context": context}), progress.save)  # fmt: skip
         with deferred() as progress.pending:
             record = train_stage(lm, stage, strategy, buffer, replayer, self.accelerator, config, watch)
-        self._log_events(replayer, buffer)
+        tasks = {name: sample.task for name, sample in buffer.samples.items()}
+        self.dir.log_events(stage.number, stage.first_step, replayer, tasks)
         self._remember(buffer, record, trace, synthesis, folder)
         lm.save_adapter(folder / "adapter")
         buffer.save(folder / "buffer")
@@ -138,11 +139,8 @@ class StageRun:
         stage = self.stage
         if synthesis and not preset_of(self.config.strategy).replay:
             return self._curriculum(buffer, synthesis)
-        confidences = {
-            name: 1.0 if sample.confidence is None else sample.confidence for name, sample in buffer.samples.items()
-        }
         last = self.dir.scores(self.dir.rows()[-1])
-        return Replayer(stage.plan, stage.config, stage.number, stage.first_step, buffer.memory, confidences,
+        return Replayer(stage.plan, stage.config, stage.number, stage.first_step, buffer.memory, buffer.confidences,
                         last.get("last_event"), last.get("trigger"),
                         MostInterfered(context, self.config.training.learning_rate))  # fmt: skip
 
@@ -161,12 +159,9 @@ class StageRun:
 
     def _announce(self) -> None:
         stage, plan = self.stage, self.stage.plan
-        events = [event.to_dict() for event in plan.events]
         for kind, fields in self.notes:
             self.dir.log(kind, **fields)
-        self.dir.log("plan", stage=stage.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
-                     buffer=plan.buffer_size, events=events)  # fmt: skip
-        self.dir.log("stage_start", stage=stage.number, task=plan.task, step=stage.first_step)
+        self.dir.log_plan(stage.number, plan, stage.first_step)
         replayed = sum(event.replayed for event in plan.events)
         log.info("stage %d: %s, %d steps, %d samples to replay", stage.number, plan.task, plan.steps, replayed)
 
@@ -187,10 +182,3 @@ class StageRun:
             synthesis.remember(stage.task, stage.number, buffer, now, record.losses, folder)
         elif preset_of(self.config.strategy).keeps_buffer:
             buffer.admit(stage.task.train, now, record.losses, stage.number)
-
-    def _log_events(self, replayer: Replayer, buffer: Buffer) -> None:
-        stage = self.stage
-        for event, ids in zip(replayer.events, replayer.drawn, strict=True):
-            by_task = Counter(buffer.samples[i].task for i in ids)
-            self.dir.log("event", stage=stage.number, step=event.step, global_step=stage.first_step + event.step,
-                         ratio=event.ratio, replayed=event.replayed, by_task=dict(by_task))  # fmt: skip

@@ -17,12 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from retain.buffer import Buffer
 from retain.config import Config, dump_config, load_config, make_config
+from retain.files import write_json, write_text
 from retain.learner import PACKAGES
 from retain.presets import preset_of
 from retain.progress import clear_row
 from retain.relocation import relocate
 from retain.replayer import Replayer
-from retain.rundir import RunDir, write_json, write_text
+from retain.rundir import RunDir
 from retain.scheduler import plan_stage
 from retain.schedules import every_steps
 from retain.sections import TaskConfig
@@ -91,19 +92,18 @@ class Replay:
         rows = self.dir.rows()
         last = self.dir.scores(rows[-1])
         self.number, self.samples = len(rows), samples
-        self.first_step = sum(self.dir.scores(row)["steps"] for row in rows[1:])
+        self.first_step = self.dir.steps()
         self.buffer = self._buffer()
         self._digest = _digest(self.buffer)
         training = {"batch_size": batch_size, "micro_batch_size": None, "max_steps": steps}
         config = self.config.model_copy(update={"training": self.config.training.model_copy(update=training)})
         self.plan = plan_stage(config, self.spec.name, per_epoch, self.buffer.seen, self.first_step)
         self.buffer.memory.set_unit(self.plan.time_unit or 1.0, self.first_step)
-        confidences = {one: 1.0 if sample.confidence is None else sample.confidence
-                       for one, sample in self.buffer.samples.items()}  # fmt: skip
-        self.replayer = Replayer(self.plan, config, self.number, self.first_step, self.buffer.memory, confidences,
+        self.replayer = Replayer(self.plan, config, self.number, self.first_step, self.buffer.memory,
+                                 self.buffer.confidences,
                                  last.get("last_event"), last.get("trigger"))  # fmt: skip
         self._refresh_every = every_steps(self.config.memory.refresh_every, steps)
-        self._announce()
+        self.dir.log_plan(self.number, self.plan, self.first_step)
         self._scratch = ExitStack()
         self.folder = self._scratch.enter_context(self.dir.finish_row(self.number, self.spec.name))
         clear_row(self.folder)  # the trainer's own checkpoints are what a stopped stage goes on from
@@ -176,10 +176,7 @@ class Replay:
             self.buffer.samples = {one: sample(one, rows[one]) if one in rows else kept[one] for one in kept}
         save(self.folder / "adapter")
         self.buffer.save(self.folder / "buffer")
-        for event, ids in zip(self.replayer.events, self.replayer.drawn, strict=True):
-            by_task = Counter(self._task_of[one] for one in ids)
-            self.dir.log("event", stage=self.number, step=event.step, global_step=self.first_step + event.step,
-                         ratio=event.ratio, replayed=event.replayed, by_task=dict(by_task))  # fmt: skip
+        self.dir.log_events(self.number, self.first_step, self.replayer, self._task_of)
         costs = {key: self.counts[key] for key in ("train_seconds", "train_tokens", "replayed_samples",
                                                    "replayed_tokens")}  # fmt: skip
         self.dir.log("stage_end", stage=self.number, task=self.spec.name, step=now, truncated=0, privacy=None,
@@ -234,8 +231,7 @@ class Replay:
         self._check_task(config)
         self.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         if not self.dir.rows():
-            self.dir.log("start", strategy=preset_of(config.strategy).name, seed=config.seed,
-                         model=config.model.name, versions=self.versions)  # fmt: skip
+            self.dir.log_start(config, self.versions)
             with self.dir.finish_row(0, "base") as folder:
                 costs = {"peak_memory_bytes": 0, "seconds": 0.0}
                 write_json(folder / "scores.json", {"row": 0, "scores": {}, "costs": costs})
@@ -262,20 +258,11 @@ class Replay:
     def _buffer(self) -> Buffer:
         """The buffer as the last stage left it."""
         config = self.config
-        if self.dir.buffer.is_dir() or self.number > 1:
-            buffer = Buffer.load(self.dir.buffer, config.buffer, config.memory, config.seed)
-        else:
-            buffer = Buffer(config.buffer, config.memory, config.seed)
-            if config.buffer.seed and preset_of(config.strategy).keeps_buffer:
-                buffer.seed_with(load_task(config.buffer.seed, config, self.out, needs_test=False).train)
+        seeded = self.number == 1 and config.buffer.seed and preset_of(config.strategy).keeps_buffer
+        seed = load_task(config.buffer.seed, config, self.out, needs_test=False).train if seeded else []
+        buffer = self.dir.load_buffer(config, seed)
         self._task_of = {one: sample.task for one, sample in buffer.samples.items()}
         return buffer
-
-    def _announce(self) -> None:
-        plan = self.plan
-        self.dir.log("plan", stage=self.number, task=plan.task, steps=plan.steps, time_unit=plan.time_unit,
-                     buffer=plan.buffer_size, events=[event.to_dict() for event in plan.events])  # fmt: skip
-        self.dir.log("stage_start", stage=self.number, task=plan.task, step=self.first_step)
 
     def _stub(self, row: int) -> Sample:
         """The sample of a row without its texts, which only those need that the memory keeps."""
@@ -296,9 +283,7 @@ class Replay:
         write_text(self.dir.config_file, dump_config(self.config))
         self._scratch.close()
         merge_traces(self.dir.rows(), self.dir.path)
-        tasks = [{"name": task.name, "stage": task.train is not None, "metric": None, "skipped": 0}
-                 for task in self.config.tasks]  # fmt: skip
-        write_json(self.dir.path / "results.json", self.dir.collect(self.config, tasks, self.versions))
+        self.dir.write_results(self.config, {}, self.versions)
 
 
 def check_supported(config: Config) -> None:
