@@ -15,11 +15,13 @@ from typing import Any
 
 import typer
 
+from retain import launcher
 from retain.interrupts import stoppable
 from retain.types import GateError, InputError
 
 LONGEST = 10_000  # characters of a message
 FULL = ("No space left on device", "StorageFull", "Disk quota exceeded")  # also as libraries write it
+ON_SEVERAL_PROCESSES = ("run", "add", "evaluate")
 FAILED, WRONG_INPUT, GATE, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -29,6 +31,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guard(*args: Any, **options: Any) -> None:
         try:
+            _take_part(command.__name__)
             _show_log()
             with stoppable():
                 command(*args, **options)
@@ -84,15 +87,28 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, allow_nan=False, indent=1))
 
 
+def _take_part(command: str) -> None:
+    """Of several processes number 0 speaks for all. Raises InputError where the command is for one."""
+    if launcher.processes() > 1 and command not in ON_SEVERAL_PROCESSES:
+        raise InputError(
+            f"retain {command} runs on one process; start it without a launcher (several can take part in "
+            f"{', '.join(ON_SEVERAL_PROCESSES)})"
+        )
+    if launcher.rank():
+        sys.stdout = open(os.devnull, "w")
+
+
 def _show_log() -> None:
     """What the package logs goes to standard error, bare."""
     log = logging.getLogger("retain")
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.CRITICAL if launcher.rank() else logging.INFO)
 
 
 def _stop(message: str, code: int) -> None:
+    if launcher.rank() and code in (WRONG_INPUT, GATE):
+        raise typer.Exit(code) from None  # as number 0 says
     shown = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in message)
     typer.echo(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…", err=True)
     raise typer.Exit(code) from None

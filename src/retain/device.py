@@ -9,12 +9,22 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
+from retain import launcher
 from retain.config import Config
 from retain.losses import choose_layout
 from retain.model import LanguageModel, load_model
+from retain.sharding import check_shardable, shard
+from retain.team import Team
 from retain.types import InputError
+
+
+def connect() -> Team:
+    """The processes that a launcher started, which find each other here; this one alone without a launcher."""
+    if launcher.processes() > 1:
+        PartialState()
+    return Team.launched()
 
 
 def open_model(config: Config, base: Path) -> tuple[LanguageModel, Accelerator]:
@@ -27,7 +37,12 @@ def open_model(config: Config, base: Path) -> tuple[LanguageModel, Accelerator]:
     except ValueError as error:
         raise InputError("training.precision: this Python process already uses another one") from error
     lm = load_model(config, base)
-    lm.model.to(accelerator.device)
+    if launcher.wants_sharding() and Team.launched().size > 1:
+        check_shardable(config)
+        shard(lm, accelerator.device)
+    else:
+        lm.team = Team.launched()
+        lm.model.to(accelerator.device)
     choose_layout(lm)
     return lm, accelerator
 

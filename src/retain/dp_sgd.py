@@ -40,7 +40,7 @@ class PrivateGradient:
         sequence = np.random.SeedSequence((noise_seed(privacy), stage))
         drawing, self._noise = sequence.spawn(2)
         self._drawing = np.random.default_rng(drawing)
-        self._sums = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.sums = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def batches(self, samples: Sequence[Sample], steps: int) -> Iterator[list[Sample]]:
         """The new samples of each step, each of them with probability `rate`; a step may have none."""
@@ -53,7 +53,7 @@ class PrivateGradient:
         gradients = [parameter.grad for parameter in self.parameters]
         norm = math.sqrt(sum(float(one.double().pow(2).sum()) for one in gradients if one is not None))
         scale = min(1.0, self.options.max_grad_norm / norm) if clip and norm > 0 else 1.0
-        for total, parameter in zip(self._sums, self.parameters, strict=True):
+        for total, parameter in zip(self.sums, self.parameters, strict=True):
             if parameter.grad is not None:
                 total += scale * parameter.grad
                 parameter.grad = None
@@ -64,7 +64,7 @@ class PrivateGradient:
         deviation = self.options.noise_multiplier * self.options.max_grad_norm
         seed = np.random.SeedSequence(self._noise.entropy, spawn_key=(*self._noise.spawn_key, step))
         generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
-        for total, parameter in zip(self._sums, self.parameters, strict=True):
+        for total, parameter in zip(self.sums, self.parameters, strict=True):
             noise = torch.randn(total.shape, generator=generator, dtype=torch.float64) * deviation
             parameter.grad = (total + noise.to(total)) / (self.rate * self.size + replayed)
             total.zero_()

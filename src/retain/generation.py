@@ -30,7 +30,13 @@ def greedy(
     Prompts are token ids of any lengths; they are left-padded into one batch. `begun`: what each answer begins with;
     it is part of the result and of `max_new_tokens`.
     """
-    begun = begun or [[]] * len(prompts)
+    pairs = lm.team.share(list(zip(prompts, begun or [[]] * len(prompts), strict=True)))
+    return lm.team.gather(_greedy(lm, *zip(*pairs, strict=True), max_new_tokens) if pairs else [])
+
+
+def _greedy(
+    lm: LanguageModel, prompts: Sequence[list[int]], begun: Sequence[list[int]], max_new_tokens: int
+) -> list[list[int]]:
     if lm.is_encoder_decoder:
         return [until_stop(ids, lm.stop_ids) for ids in continue_greedily(lm, prompts, begun, max_new_tokens)]
     prompts = [prompt + ids for prompt, ids in zip(prompts, begun, strict=True)]
@@ -104,12 +110,13 @@ def sample(
     A text ends with a token of `stop` (default: `lm.stop_ids`), or after the tokens `until`. Texts that end make room
     for others, equal prompts are computed once. The noise of a token is a function of (seed, index of its prompt,
     place in the text), so a text does not depend on batch size, slot or order (but for rounding in batched matrix
-    products).
+    products). Several processes write a share each.
     """
     if getattr(lm.unwrapped, "_is_stateful", False):
         raise InputError(f"model: {lm.model.config.model_type} keeps a state and no keys and values; it cannot write")
     stop = frozenset(lm.stop_ids if stop is None else stop)
-    requests = [_request(lm, i, prompt, max_new_tokens, tuple(until)) for i, prompt in enumerate(prompts)]
+    shared = lm.team.share(list(enumerate(prompts)))
+    requests = [_request(lm, i, prompt, max_new_tokens, tuple(until)) for i, prompt in shared]
     waiting = sorted((r for r in requests if r.limit > 0), key=lambda r: (-len(r.prompt), r.prompt))
     longest = max((r.limit + (1 if lm.is_encoder_decoder else len(r.prompt)) for r in waiting), default=0)
     batch = _Batch(lm, sampling, seed, stop, Slots(min(batch_size, len(waiting)), longest))
@@ -121,7 +128,7 @@ def sample(
             batch.step()
             if not batch.active or _rows_may_differ(lm):
                 batch.fill(source)
-    return [request.text for request in requests]
+    return lm.team.gather([request.text for request in requests])
 
 
 def _request(
@@ -202,7 +209,7 @@ def merged(lm: LanguageModel) -> Iterator[None]:
     layers = [module for module in lm.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]
     kept = [(parameter, parameter.data) for base in bases for parameter in base.parameters()]
-    as_they_are = any(layer.disable_adapters or layer.merged for layer in layers)
+    as_they_are = any(layer.disable_adapters or layer.merged for layer in layers) or lm.is_sharded
     if as_they_are or not layers or not all(data.is_floating_point() for _, data in kept):
         yield
         return

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from typing import Any
 from retain.config import Config, make_config
 from retain.conflicts import settle_conflicts
 from retain.data_record import check_data, check_stage
-from retain.device import open_model, peak_memory
+from retain.device import connect, open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.files import write_json
+from retain.following import follow
 from retain.gate import enforce, raise_replay, replay_factor
 from retain.intake import given_task
 from retain.model import LanguageModel
@@ -69,18 +69,19 @@ class Learner:
         return learner
 
     def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError("training on several processes is not supported yet; start retain without a launcher")
+        self._team = connect()
         check_installed(config.privacy)
         chosen = preset_of(config.strategy)
         check_demonstrations(config)
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
-        self.base, self.dir, self.changed_data = base, RunDir(out), set()
+        self.base, self.changed_data = base, set()
         self.tasks, self.stages = list(tasks or []), []
-        self.config = self.dir.claim(relocate(config, base, out), adopt_tasks=tasks is None)
-        self.dir.settle()
+        with self._team.first():
+            self.dir = follow(out) if self._team.rank else RunDir(out)
+            self.config = self.dir.claim(relocate(config, base, self.dir.path), adopt_tasks=tasks is None)
+            self.dir.settle()
         self._lm: LanguageModel | None = None
         seed = config.buffer.seed
         self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
@@ -91,7 +92,7 @@ class Learner:
     def _log_start(self) -> None:
         """The journal's first line, again where a claim by another configuration emptied the journal."""
         if not self.dir.begun:
-            self.dir.log_start(self.config, self._versions)
+            self.dir.log_start(self.config, self._versions, self._team.size)
 
     @property
     def lm(self) -> LanguageModel:

@@ -48,21 +48,21 @@ def score_answers(
     sequences = [lm.sequence(list(prompts[i]), list(answer)) for i, answer in pairs]
     losses: dict[int, list[float]] = defaultdict(list)
     best: dict[int, list[int]] = defaultdict(list)
-    tokens = 0
+    rows, found = list(make_rows(lm, sequences)), []
     lm.model.eval()
     with torch.no_grad():
-        for row in make_rows(lm, sequences):
+        for row in lm.team.share(rows):
             logits = label_logits(lm, row)
-            found = (row.owners.tolist(), token_losses(logits, row).tolist(), logits.argmax(-1).tolist())
-            for owner, loss, token in zip(*found, strict=True):
-                losses[row.members[owner]].append(loss)
-                best[row.members[owner]].append(token)
-            tokens += row.tokens
+            found.append((token_losses(logits, row).tolist(), logits.argmax(-1).tolist()))
+    for row, scored in zip(rows, lm.team.gather(found), strict=True):
+        for owner, loss, token in zip(row.owners.tolist(), *scored, strict=True):
+            losses[row.members[owner]].append(loss)
+            best[row.members[owner]].append(token)
     grouped: list[list[Candidate]] = [[] for _ in prompts]
     for k, (sequence, (i, _)) in enumerate(zip(sequences, pairs, strict=True)):
         targets = [t for t, label in zip(sequence.ids, sequence.labels, strict=True) if label]
         grouped[i].append(Candidate(targets, np.asarray(losses[k]), best[k]))
-    return grouped, tokens
+    return grouped, sum(row.tokens for row in rows)
 
 
 def label_distribution(

@@ -70,8 +70,9 @@ def sample_losses(lm: LanguageModel, sequences: Sequence[Encoded]) -> torch.Tens
     lm.model.eval()
     total = torch.zeros(len(sequences))
     with torch.no_grad():
-        for row in make_rows(lm, sequences):
+        for row in lm.team.share(list(make_rows(lm, sequences))):
             total[row.members] = row_losses(token_losses(label_logits(lm, row), row), row).float().cpu()
+    lm.team.total([total], lm.device)
     return total
 
 

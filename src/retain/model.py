@@ -19,6 +19,7 @@ from pathlib import Path
 import peft
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from retain import attention
@@ -28,6 +29,7 @@ from retain.config import Config
 from retain.linear import mkl_is_slow, use_onednn
 from retain.presets import OsfOptions, preset_of
 from retain.sections import LoraConfig, ModelConfig
+from retain.team import Team
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
@@ -50,7 +52,7 @@ class LanguageModel:
 
     `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
     `losses.choose_layout`).
-    `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
+    `team` deals out what is computed without gradients. `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
     encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
     """
 
@@ -58,6 +60,7 @@ class LanguageModel:
     tokenizer: object
     max_length: int
     layout: str = "padded"
+    team: Team = Team()
     _encoded: dict[Sample, Encoded] = field(default_factory=dict, repr=False)
 
     @property
@@ -103,6 +106,11 @@ class LanguageModel:
     def positions(self) -> int:
         """The most tokens the model can read: `max_length` bounds what it is trained on, not what it writes from."""
         return max(self.max_length, getattr(self.model.config, "max_position_embeddings", None) or 0)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process keeps a part of the frozen weights only."""
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
     def use_layout(self, layout: str) -> None:
         """Take a layout, and the attention function that goes with it."""

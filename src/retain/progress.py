@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 from retain.buffer import Buffer
@@ -16,6 +17,7 @@ from retain.files import remove
 from retain.interrupts import Pending
 from retain.rundir import CHECKPOINTS, PREDICTIONS, UNFINISHED, UNSCORED, WRITTEN, RunDir
 from retain.sealed import checksums, read_sealed, write_sealed
+from retain.team import Team
 from retain.trace import MemoryTrace
 from retain.trainer import Stage
 from retain.types import InputError
@@ -38,7 +40,7 @@ class StageProgress:
         if self.saved and self.saved.state["stage"]["fingerprint"] != stage.task.fingerprint:
             self.saved = None  # its data have changed since, and `check_data` was told to accept that
         self.parts: dict[str, Resumable] = {}
-        self.pending = Pending()
+        self.pending, self.team = Pending(), Team.launched()
         self._started = time.perf_counter()
         self._known = self.saved.state["stage"] if self.saved else {"seconds": 0.0, "journal": 0}
         if not self.saved:
@@ -77,10 +79,11 @@ class StageProgress:
 
     def save(self, step: int) -> None:
         """After each step: a checkpoint if it is time for one, and a stop if a signal asks for it."""
-        caught, last = self.pending.caught, self.to_the_end and self.parts["record"].ended
-        if caught or last or self.checkpoints.due(step):
+        caught, last = self.team.any(bool(self.pending.caught)), self.to_the_end and self.parts["record"].ended
+        if not self.team.rank and (caught or last or self.checkpoints.due(step)):
             self.checkpoints.save(step, self._write)
         if caught:
+            self.pending.caught = self.pending.caught or SIGTERM  # another process was asked
             self.pending.heed()
 
     def _write(self, folder: Path) -> None:

@@ -186,10 +186,11 @@ class RunDir:
         line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         append_line(self.journal, line)
 
-    def log_start(self, config: Config, versions: Mapping[str, str]) -> None:
+    def log_start(self, config: Config, versions: Mapping[str, str], processes: int = 1) -> None:
         """The journal's first line."""
         name = preset_of(config.strategy).name
-        self.log("start", strategy=name, seed=config.seed, model=config.model.name, versions=versions)
+        more = {"processes": processes} if processes > 1 else {}
+        self.log("start", strategy=name, seed=config.seed, model=config.model.name, versions=versions, **more)
 
     def log_plan(self, stage: int, plan: StagePlan, first_step: int) -> None:
         """The lines that a stage begins with."""

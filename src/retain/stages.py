@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from retain.checks import Checks
 from retain.config import Config
 from retain.conflicts import retired_tasks
 from retain.interrupts import deferred
+from retain.memory.state import MemoryState
 from retain.model import LanguageModel
 from retain.presets import preset_of
 from retain.progress import BUFFER, StageProgress
@@ -25,6 +27,7 @@ from retain.rundir import WRITTEN, RunDir
 from retain.selfsynthesis import SelfSynthesis, check_descriptions
 from retain.strategies import Context, build
 from retain.strategies.mir import MostInterfered
+from retain.team import Team
 from retain.trace import MemoryTrace
 from retain.trainer import Stage, StageRecord, Watch, train_stage
 from retain.types import Task
@@ -76,6 +79,7 @@ class StageRun:
         with deferred() as progress.pending:
             record = train_stage(lm, stage, strategy, buffer, replayer, self.accelerator, config, watch)
         tasks = {name: sample.task for name, sample in buffer.samples.items()}
+        check_agreement(Team.launched(), replayer.drawn, buffer.memory)
         self.dir.log_events(stage.number, stage.first_step, replayer, tasks)
         self._remember(buffer, record, trace, synthesis, folder)
         lm.save_adapter(folder / "adapter")
@@ -182,3 +186,11 @@ class StageRun:
             synthesis.remember(stage.task, stage.number, buffer, now, record.losses, folder)
         elif preset_of(self.config.strategy).keeps_buffer:
             buffer.admit(stage.task.train, now, record.losses, stage.number)
+
+
+def check_agreement(team: Team, drawn: Sequence[Sequence[str]], memory: MemoryState) -> None:
+    """Raises RuntimeError where processes, each of which went by its own copy of the memory, replayed differently."""
+    state = [(name, values.tobytes()) for name, values in sorted(memory.to_tensors().items())]
+    found = team.gather([hashlib.sha256(repr((drawn, state)).encode()).hexdigest()])
+    if len(set(found)) > 1:
+        raise RuntimeError("the processes replayed different samples; are they of the same kind and version?")

@@ -17,10 +17,12 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from retain.batching import Row
 from retain.buffer import Buffer
 from retain.checkpoint import Resumable
 from retain.config import Config
 from retain.dp_sgd import PrivateGradient
+from retain.encoder_decoder import PairRow
 from retain.faults import TRAINING_ADVICE, memory_advice
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.dynamics import ema
@@ -31,6 +33,7 @@ from retain.replayer import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
 from retain.strategies.base import Batch, Strategy, trained
+from retain.team import Team
 from retain.types import Sample, Task
 
 log = logging.getLogger("retain")
@@ -115,6 +118,7 @@ class Optimization:
         measure_updates: bool = False,
     ) -> None:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
+        self.team, self.sharded = Team.launched(), lm.is_sharded
         self.private, self.measure_updates = private, measure_updates
         self.update_norm: float | None = None
         self.skipped = False  # whether the last step left the weights as they were
@@ -160,14 +164,13 @@ class Optimization:
         is updated and `skipped` is true.
         """
         new = len(samples) if new is None else new
-        sequences = [self.lm.encode(sample) for sample in samples]
         losses = torch.zeros(len(samples), dtype=torch.float64)
         weights = torch.as_tensor(weights, device=self.lm.device).clamp(min=LEAST_WEIGHT)
         parts = 1 if self.private else len(samples)
-        self.skipped = False
+        self.skipped, read = False, self._read()
         self.lm.model.train()
         with self._dropout_noise():
-            for row in make_rows(self.lm, sequences, max_members=1 if self.private else self.config.micro_batch_size):
+            for row in self._rows(samples):
                 with self.accelerator.autocast():
                     logits = label_logits(self.lm, row)
                     base = row_losses(token_losses(logits, row), row)
@@ -178,17 +181,56 @@ class Optimization:
                 self.skipped |= not bool(torch.isfinite(each).all())
                 if self.private:
                     self.private.take(clip=row.members[0] < new)
+        self._add_up(losses, self._read() - read)
         if self.private:
             self.private.release(len(samples) - new, self.done)
         self._update()
         return losses.numpy()
 
+    def _rows(self, samples: Sequence[Sample]) -> Iterator[Row | PairRow]:
+        """The forward passes of this process: its share of the batch, dealt out by length."""
+        sequences = [self.lm.encode(sample) for sample in samples]
+        places = self.team.share(sorted(range(len(samples)), key=lambda place: -len(sequences[place])))
+        most = 1 if self.private else self.config.micro_batch_size
+        taken = 0
+        for row in make_rows(self.lm, [sequences[place] for place in places], max_members=most):
+            row.members = [places[member] for member in row.members]
+            taken += 1
+            yield row
+        if self.sharded:
+            for _ in range(self.team.most(taken) - taken):
+                (row,) = make_rows(self.lm, sequences[:1])
+                self.accelerator.backward(0 * label_logits(self.lm, row).sum())  # others need this process's weights
+
+    def _read(self) -> int:
+        """Tokens that the stage's methods read so far."""
+        return self.strategy.context.probe_tokens if self.strategy.context else 0
+
+    def _add_up(self, losses: torch.Tensor, read: int) -> None:
+        """The batch as all processes computed it: its losses (B,), its gradient, and the tokens its methods read."""
+        if self.team.size == 1:
+            return
+        parameters = self.lm.parameters()
+        facts = torch.tensor([self.skipped, read, *(p.grad is not None for p in parameters)], dtype=torch.float64)
+        self.team.total([losses, facts], self.lm.device)
+        skipped, read_by_all, *has_gradient = facts.tolist()
+        self.skipped = skipped > 0
+        if self.strategy.context:
+            self.strategy.context.probe_tokens += round(read_by_all) - read
+        if self.private:
+            self.team.total(self.private.sums)
+        for parameter, found in zip(parameters, has_gradient, strict=True):
+            if found and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.team.total([parameter.grad for parameter in parameters if parameter.grad is not None])
+
     @contextmanager
     def _dropout_noise(self) -> Iterator[None]:
-        """Torch's generators as a function of (seed, stage, step), and as they were afterwards."""
+        """Torch's generators as a function of (seed, stage, step) and the process, and as they were afterwards."""
         self.done += 1
+        key = (*self.seed, self.done, self.team.rank) if self.team.rank else (*self.seed, self.done)
         with torch.random.fork_rng():
-            torch.manual_seed(int(np.random.SeedSequence((*self.seed, self.done)).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             yield
 
     def _update(self) -> None:

@@ -33,4 +33,4 @@ def build(chosen: Resolved, context: Context, config: Config) -> Combined:
     if chosen.source:
         parts["synthesis"] = LearnToWrite(context, config.synthesis, config.curriculum.lambda_quality)
     parts |= {name: STRATEGIES[name](options, context) for name, options in chosen.regularizers}
-    return Combined(parts)
+    return Combined(parts, context)

@@ -68,10 +68,11 @@ class Context:
         """Gradient of the samples' mean loss, one tensor a trained parameter; what training gathered stays."""
         parameters = self.lm.parameters()
         total = [torch.zeros_like(parameter) for parameter in parameters]
-        for row in self.rows(samples):
+        for row in self.lm.team.share(list(self.rows(samples))):
             losses = row_losses(token_losses(self.logits(row), row), row)
             for summed, part in zip(total, torch.autograd.grad(losses.sum() / len(samples), parameters), strict=True):
                 summed += part
+        self.lm.team.total(total)
         return total
 
     def draw(self, samples: Sequence[Sample], count: int, step: int) -> list[Sample]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from retain.strategies.base import Batch, Strategy, Tensors, prefixed, under
+from retain.strategies.base import Batch, Context, Strategy, Tensors, prefixed, under
 from retain.types import InputError, Task
 
 STATE_FILE = "strategy.safetensors"
@@ -19,8 +19,8 @@ STATE_FILE = "strategy.safetensors"
 class Combined(Strategy):
     """Several strategies, by name, in the order in which they act; a stage's end goes the other way round."""
 
-    def __init__(self, parts: Mapping[str, Strategy]) -> None:
-        super().__init__()
+    def __init__(self, parts: Mapping[str, Strategy], context: Context | None = None) -> None:
+        super().__init__(None, context)
         self.parts = dict(parts)
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:

@@ -38,6 +38,7 @@ def _losses(context: Context, samples: Sequence[Sample]) -> torch.Tensor:
     """Loss (N,) of each sample. Not in mixed precision, in which so small a step would be lost."""
     total = torch.zeros(len(samples), dtype=torch.float64)
     with torch.no_grad():
-        for row in context.rows(samples):
+        for row in context.lm.team.share(list(context.rows(samples))):
             total[row.members] = row_losses(token_losses(label_logits(context.lm, row), row), row).double().cpu()
+    context.lm.team.total([total], context.lm.device)
     return total

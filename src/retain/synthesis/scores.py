@@ -60,7 +60,7 @@ def embeddings(lm: LanguageModel, texts: Sequence[str]) -> np.ndarray:
     ids = [lm.tokenizer(text, add_special_tokens=False).input_ids[: lm.max_length] for text in texts]
     found = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     lm.model.eval()
-    for batch in split_padded([len(tokens) for tokens in ids]):
+    for batch in lm.team.share(split_padded([len(tokens) for tokens in ids])):
         width = len(ids[batch[0]])
         if not width:
             continue
@@ -70,4 +70,5 @@ def embeddings(lm: LanguageModel, texts: Sequence[str]) -> np.ndarray:
             hidden = body(input_ids=padded, attention_mask=mask)[0]
         total = (hidden * mask[..., None]).sum(1, dtype=torch.float64)
         found[batch] = (total / mask.sum(1, keepdim=True).clamp(min=1)).float().cpu().numpy()
+    lm.team.total([torch.from_numpy(found)], lm.device)
     return found
