@@ -16,34 +16,48 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 
-def start(values: dict, folder: Path, out: Path, size: int, sharded: bool = False) -> list[int]:
-    """Run a configuration on forked processes; returns their ids, the rank of each being its place."""
+def start(
+    values: dict,
+    folder: Path,
+    out: Path,
+    size: int = 1,
+    sharded: bool = False,
+    prepare: Callable[[int], None] = lambda rank: None,
+) -> list[int]:
+    """Run a configuration on forked processes; returns their ids, the rank of each being its place.
+
+    prepare: what a child of this rank does before.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [_start(values, folder, out, rank, size, port, sharded) for rank in range(size)]
+        where = {"MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": size}
+    sharding = {"ACCELERATE_USE_FSDP": sharded}
+    launched = [where | sharding | {"RANK": rank, "LOCAL_RANK": rank} if size > 1 else {} for rank in range(size)]
+    return [_start(values, folder, out, launched[rank], lambda rank=rank: prepare(rank)) for rank in range(size)]
 
 
-def end(children: Sequence[int]) -> list[int]:
-    """Wait for the processes, and kill the others as soon as one fails, as a launcher does; their exit codes."""
-    codes: dict[int, int] = {}
-    while len(codes) < len(children):
+def end(children: Sequence[int]) -> int:
+    """Wait for the processes, and kill the others as soon as one fails, as a launcher does; returns the exit code of
+    that one, or minus the signal that ended it."""
+    left, first = set(children), 0
+    while left:
         child, status = os.waitpid(-1, 0)
-        codes[child] = os.waitstatus_to_exitcode(status)
-        if codes[child]:
-            for other in set(children) - codes.keys():
+        left.discard(child)
+        if not first and (first := os.waitstatus_to_exitcode(status)):
+            for other in left:
                 os.kill(other, signal.SIGKILL)
-    return [codes[child] for child in children]
+    return first
 
 
-def _start(values: dict, folder: Path, out: Path, rank: int, size: int, port: int, sharded: bool) -> int:
+def _start(values: dict, folder: Path, out: Path, launched: dict, prepare: Callable[[], None]) -> int:
     child = os.fork()
     if child:
         return child
@@ -56,10 +70,8 @@ def _start(values: dict, folder: Path, out: Path, rank: int, size: int, port: in
 
         torch.set_num_threads(1)
         logging.getLogger("retain").setLevel(logging.ERROR)
-        if size > 1:
-            where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": size, "RANK": rank}
-            os.environ |= {name: str(value) for name, value in (where | {"LOCAL_RANK": rank}).items()}
-            os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
+        os.environ |= {name: str(value) for name, value in launched.items()}
+        prepare()
         retain.run.run(make_config(values, "ranks"), folder, out)
         code = 0
     except BaseException:
@@ -70,14 +82,15 @@ def _start(values: dict, folder: Path, out: Path, rank: int, size: int, port: in
     return 0
 
 
-def run_jobs(jobs: Sequence[dict], folder: Path) -> list[list[int]]:
-    """Run jobs (`values`, `folder`, `out`, `size`, `sharded`) one after another in a process of their own; exit codes."""
+def run_jobs(jobs: Sequence[dict], folder: Path) -> None:
+    """Run jobs (the arguments of `start`) one after another in a process of their own; one that is to `stop` does."""
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs, default=str))
     command = [sys.executable, "-m", "tests.ranks", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    codes = [int(line.removeprefix("exit ")) for line in done.stdout.splitlines() if line.startswith("exit ")]
+    assert [code > 0 for code in codes] == ["stop" in job for job in jobs], done.stdout
 
 
 def main() -> None:
@@ -86,7 +99,24 @@ def main() -> None:
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
         where = (Path(job["folder"]), Path(job["out"]))
-        print(json.dumps(end(start(job["values"], *where, job["size"], job.get("sharded", False)))), flush=True)
+        children = start(
+            job["values"], *where, job["size"], job["sharded"], partial(_stop, *job.get("stop", (None, 0)))
+        )
+        print("exit", end(children), flush=True)
+
+
+def _stop(asked: int | None, after: int, rank: int) -> None:
+    """Have the process `asked` be asked to stop while it takes this step of the second stage."""
+    from retain.trainer import Optimization
+
+    real = Optimization.step
+
+    def step(self, *arguments):
+        if (rank, self.seed[1], self.done) == (asked, 2, after - 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    Optimization.step = step
 
 
 if __name__ == "__main__":

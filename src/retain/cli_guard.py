@@ -95,7 +95,7 @@ def _take_part(command: str) -> None:
             f"{', '.join(ON_SEVERAL_PROCESSES)})"
         )
     if launcher.rank():
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _show_log() -> None:

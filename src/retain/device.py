@@ -10,6 +10,7 @@ import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
+from accelerate.utils import patch_environment
 
 from retain import launcher
 from retain.config import Config
@@ -21,7 +22,10 @@ from retain.types import InputError
 
 
 def connect() -> Team:
-    """The processes that a launcher started, which find each other here; this one alone without a launcher."""
+    """The processes that a launcher started, which find each other here; this one alone without a launcher.
+    Raises InputError."""
+    if launcher.wants_deepspeed():
+        raise InputError("DeepSpeed: retain does not train through its engine; launch with --multi_gpu or --use_fsdp")
     if launcher.processes() > 1:
         PartialState()
     return Team.launched()
@@ -33,7 +37,8 @@ def open_model(config: Config, base: Path) -> tuple[LanguageModel, Accelerator]:
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     try:
-        accelerator = Accelerator(mixed_precision=precision_of(config))
+        with patch_environment(accelerate_use_fsdp="false"):  # it would shard what is trained too
+            accelerator = Accelerator(mixed_precision=precision_of(config))
     except ValueError as error:
         raise InputError("training.precision: this Python process already uses another one") from error
     lm = load_model(config, base)

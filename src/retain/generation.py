@@ -17,6 +17,7 @@ from retain.faults import SYNTHESIS_ADVICE, memory_advice
 from retain.memory.random import uniform
 from retain.model import LanguageModel
 from retain.sampling import Sampling, draw_tokens
+from retain.sharding import is_sharded
 from retain.slots import Prefix, Slots, prefill
 from retain.types import InputError
 
@@ -209,7 +210,7 @@ def merged(lm: LanguageModel) -> Iterator[None]:
     layers = [module for module in lm.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]
     kept = [(parameter, parameter.data) for base in bases for parameter in base.parameters()]
-    as_they_are = any(layer.disable_adapters or layer.merged for layer in layers) or lm.is_sharded
+    as_they_are = any(layer.disable_adapters or layer.merged for layer in layers) or is_sharded(lm)
     if as_they_are or not layers or not all(data.is_floating_point() for _, data in kept):
         yield
         return

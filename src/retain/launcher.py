@@ -20,6 +20,11 @@ def wants_sharding() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def wants_deepspeed() -> bool:
+    """Whether the launcher was asked for DeepSpeed (`accelerate launch --use_deepspeed`)."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def _number(name: str, otherwise: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else otherwise

@@ -19,7 +19,6 @@ from pathlib import Path
 import peft
 import torch
 from safetensors import SafetensorError
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from retain import attention
@@ -52,7 +51,8 @@ class LanguageModel:
 
     `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
     `losses.choose_layout`).
-    `team` deals out what is computed without gradients. `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
+    `team`: the processes among which is dealt out what is computed without gradients.
+    `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
     encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
     """
 
@@ -60,7 +60,7 @@ class LanguageModel:
     tokenizer: object
     max_length: int
     layout: str = "padded"
-    team: Team = Team()
+    team: Team = field(default_factory=Team)
     _encoded: dict[Sample, Encoded] = field(default_factory=dict, repr=False)
 
     @property
@@ -106,11 +106,6 @@ class LanguageModel:
     def positions(self) -> int:
         """The most tokens the model can read: `max_length` bounds what it is trained on, not what it writes from."""
         return max(self.max_length, getattr(self.model.config, "max_position_embeddings", None) or 0)
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether each process keeps a part of the frozen weights only."""
-        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
     def use_layout(self, layout: str) -> None:
         """Take a layout, and the attention function that goes with it."""

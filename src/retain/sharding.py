@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from retain.config import Config
 from retain.model import LanguageModel
@@ -22,6 +20,9 @@ def shard(lm: LanguageModel, device: torch.device) -> None:
     sharding, and their gradients are summed as without it. All processes must make the same forward passes, so
     evaluation and probes are not split over them.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # not every build of torch has them
+    from torch.distributed.fsdp import fully_shard
+
     trained = set(lm.parameters())
     for parameter in trained:
         parameter.data = parameter.data.to(device)
@@ -30,6 +31,11 @@ def shard(lm: LanguageModel, device: torch.device) -> None:
     for block in [module for module in lm.unwrapped.modules() if type(module).__name__ in names]:
         fully_shard(block, mesh=mesh, ignored_params=trained)
     fully_shard(lm.unwrapped, mesh=mesh, ignored_params=trained)
+
+
+def is_sharded(lm: LanguageModel) -> bool:
+    """Whether each process keeps a part of the frozen weights only."""
+    return any(hasattr(parameter, "device_mesh") for parameter in lm.model.parameters())
 
 
 def check_shardable(config: Config) -> None:

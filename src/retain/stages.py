@@ -190,7 +190,11 @@ class StageRun:
 
 def check_agreement(team: Team, drawn: Sequence[Sequence[str]], memory: MemoryState) -> None:
     """Raises RuntimeError where processes, each of which went by its own copy of the memory, replayed differently."""
-    state = [(name, values.tobytes()) for name, values in sorted(memory.to_tensors().items())]
-    found = team.gather([hashlib.sha256(repr((drawn, state)).encode()).hexdigest()])
-    if len(set(found)) > 1:
+    if len(set(team.gather([digest(drawn, memory)]))) > 1:
         raise RuntimeError("the processes replayed different samples; are they of the same kind and version?")
+
+
+def digest(drawn: Sequence[Sequence[str]], memory: MemoryState) -> str:
+    """A checksum of what was replayed and of the memory, bit for bit."""
+    state = [(name, values.tobytes()) for name, values in sorted(memory.to_tensors().items())]
+    return hashlib.sha256(repr((memory.ids, list(drawn), state)).encode()).hexdigest()

@@ -32,6 +32,7 @@ from retain.rehearsal import CurriculumReplayer
 from retain.replayer import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
+from retain.sharding import is_sharded
 from retain.strategies.base import Batch, Strategy, trained
 from retain.team import Team
 from retain.types import Sample, Task
@@ -118,7 +119,7 @@ class Optimization:
         measure_updates: bool = False,
     ) -> None:
         self.lm, self.strategy, self.accelerator, self.config = lm, strategy, accelerator, config
-        self.team, self.sharded = Team.launched(), lm.is_sharded
+        self.team, self.sharded = Team.launched(), is_sharded(lm)
         self.private, self.measure_updates = private, measure_updates
         self.update_norm: float | None = None
         self.skipped = False  # whether the last step left the weights as they were

@@ -33,13 +33,13 @@ def main() -> int:
         while sum(count.kills for count in counts.values()) < given.kills:
             fewest = min(counts, key=lambda name: counts[name].kills)
             counts[fewest] = next(runs[fewest])
-    print(f"\n{'':14}{'kills':>8}{'resumes':>10}{'runs':>8}{'differences':>14}")
+    print(f"\n{'':20}{'kills':>8}{'resumes':>10}{'runs':>8}{'differences':>14}")
     for name, count in counts.items():
-        print(f"{name:14}{count.kills:8}{count.resumes:10}{count.runs:8}{count.differences:14}")
+        print(f"{name:20}{count.kills:8}{count.resumes:10}{count.runs:8}{count.differences:14}")
     total = [
         sum(getattr(count, key) for count in counts.values()) for key in ("kills", "resumes", "runs", "differences")
     ]
-    print(f"{'all':14}{total[0]:8}{total[1]:10}{total[2]:8}{total[3]:14}   in {time.monotonic() - began:.0f} s")
+    print(f"{'all':20}{total[0]:8}{total[1]:10}{total[2]:8}{total[3]:14}   in {time.monotonic() - began:.0f} s")
     return int(total[3] > 0)
 
 

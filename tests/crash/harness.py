@@ -5,24 +5,22 @@ Children are forked from a process that has imported everything and computed not
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
+from ranks import end, start
 from tiny import terse, tiny_llama, tiny_values, write_tasks
 
-import retain.run  # imported here, so that children need not
+import retain.run  # noqa: F401 - imported here, so that children need not
 from crash.same import differences
-from retain.config import make_config
 
 TRAINING = {"learning_rate": 1.0e-2, "batch_size": 4, "max_length": 128, "epochs": 2}
 SYNTHESIS = {"samples": 6, "max_input_tokens": 12, "max_output_tokens": 6, "max_attempts": 4}
@@ -36,7 +34,9 @@ SCENARIOS = {
     },
     "ewc + fixed": {"strategy": "ewc + fixed"},
     "gem": {"strategy": "gem"},
+    "mssr on 2 processes": {"strategy": "mssr"},
 }
+PROCESSES = {"mssr on 2 processes": 2}
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 MOST_KILLS = 4  # of one run
 
@@ -62,29 +62,21 @@ def prepare(folder: Path, name: str) -> dict:
     return values
 
 
-def start(values: dict, folder: Path, out: Path, kill_at: int = 0) -> int:
-    """Run a scenario in a forked child; returns its process id.
+def begin(values: dict, folder: Path, out: Path, size: int, kill_at: int = 0) -> list[int]:
+    """Run a scenario in forked children; returns their process ids.
 
-    kill_at: it kills itself before the so many-th operation on a file of its own. The last line of the file `count`
-    beside the directory says how many there were.
+    kill_at: number 0 kills itself before the so many-th operation on a file of its own. The last line of the file
+    `count` beside the directory says how many there were.
     """
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        logging.getLogger("retain").setLevel(logging.ERROR)
+
+    def prepare(rank: int) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        _watch_files(out, kill_at)
-        retain.run.run(make_config(values, "crash"), folder, out)
-        code = 0
-    except BaseException:
-        traceback.print_exc(file=sys.stdout)
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-    return 0
+        if rank:
+            sys.stdout = sys.stderr
+        else:
+            _watch_files(out, kill_at)
+
+    return start(values, folder, out, size, prepare=prepare)
 
 
 def _watch_files(out: Path, kill_at: int) -> None:
@@ -101,11 +93,6 @@ def _watch_files(out: Path, kill_at: int) -> None:
     sys.addaudithook(hook)
 
 
-def end(child: int) -> int:
-    """Wait for a child; its exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def torture(folder: Path, name: str, seed: int, say: Callable[[str], None]) -> Iterator[Count]:
     """Runs of a scenario that are killed up to four times each and then reach their end; yields the count so far.
 
@@ -114,13 +101,14 @@ def torture(folder: Path, name: str, seed: int, say: Callable[[str], None]) -> I
     """
     chance, count = random.Random(f"{seed} {name}"), Count()
     values, whole, out = prepare(folder, name), folder / "whole", folder / "killed"
-    began = time.monotonic()
-    assert end(start(values, folder, whole)) == 0, f"{name}: the run that nobody kills failed"
+    began, size = time.monotonic(), PROCESSES.get(name, 1)
+    assert end(begin(values, folder, whole, size)) == 0, f"{name}: the run that nobody kills failed"
     took, operations = time.monotonic() - began, int(whole.with_suffix(".count").read_text())
     while True:
         shutil.rmtree(out, ignore_errors=True)
         kills, left = 0, 1.0
-        while code := _attempt(values, folder, out, chance, left * took, int(left * operations), kills < MOST_KILLS):
+        start_again = partial(begin, values, folder, out, size)
+        while code := _attempt(start_again, chance, left * took, int(left * operations), kills < MOST_KILLS):
             assert code == -signal.SIGKILL, f"{name}: exit code {code}"
             kills, left = kills + 1, max(0.7 * left, 0.2)
         found = differences(whole, out)
@@ -129,14 +117,12 @@ def torture(folder: Path, name: str, seed: int, say: Callable[[str], None]) -> I
         yield count
 
 
-def _attempt(
-    values: dict, folder: Path, out: Path, chance: random.Random, took: float, operations: int, kill: bool
-) -> int:
-    """One start of a run, which is killed if it does not end before; returns its exit code."""
+def _attempt(begin: Callable[[int], list[int]], chance: random.Random, took: float, operations: int, kill: bool) -> int:
+    """One start of a run, one process of which is killed if it does not end before; returns its exit code."""
     by_time = chance.random() < 0.5
     moment, operation = chance.uniform(0, took), chance.randint(1, operations)
-    child = start(values, folder, out, operation if kill and not by_time else 0)
+    children = begin(operation if kill and not by_time else 0)
     if kill and by_time:
         time.sleep(moment)
-        os.kill(child, signal.SIGKILL)  # a child that has ended waits as a zombie, so this is no other process
-    return end(child)
+        os.kill(chance.choice(children), signal.SIGKILL)  # one that has ended waits as a zombie, so it is no other
+    return end(children)
