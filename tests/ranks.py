@@ -90,7 +90,7 @@ def run_jobs(jobs: Sequence[dict], folder: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     codes = [int(line.removeprefix("exit ")) for line in done.stdout.splitlines() if line.startswith("exit ")]
-    assert [code > 0 for code in codes] == ["stop" in job for job in jobs], done.stdout
+    assert [code != 0 for code in codes] == ["stop" in job for job in jobs], done.stdout
 
 
 def main() -> None:

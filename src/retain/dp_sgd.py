@@ -13,6 +13,7 @@ import torch
 from retain.plans import StagePlan
 from retain.privacy import check_installed, noise_seed
 from retain.synthesis_sections import PrivacyConfig
+from retain.team import Team
 from retain.types import Sample
 
 log = logging.getLogger("retain")
@@ -37,7 +38,7 @@ class PrivateGradient:
             log.warning("privacy.dp_sgd.delta %g promises little to %d samples; take less than 1/%d",
                         self.options.delta, size, size)  # fmt: skip
         self.rate = min(1.0, int(plan.new_per_step.max()) / size)
-        sequence = np.random.SeedSequence((noise_seed(privacy), stage))
+        sequence = np.random.SeedSequence((Team.launched().agree(noise_seed(privacy)), stage))
         drawing, self._noise = sequence.spawn(2)
         self._drawing = np.random.default_rng(drawing)
         self.sums = [torch.zeros_like(parameter) for parameter in self.parameters]

@@ -61,6 +61,10 @@ class Team:
         missing = object()
         return [one for one in chain(*zip_longest(*parts, fillvalue=missing)) if one is not missing]
 
+    def agree(self, value: T) -> T:
+        """Number 0's value, on every process."""
+        return self.gather([value])[0]
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is raised on any process."""
         return any(self.gather([flag]))

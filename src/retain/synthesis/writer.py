@@ -28,6 +28,7 @@ from retain.synthesis.prompts import OUTPUT, SHOWING, Pair, conditions_on_label,
 from retain.synthesis.scores import consistencies, embeddings, perplexities
 from retain.synthesis.selection import in_proportion, nearest_to_centroids
 from retain.synthesis_sections import FiltersConfig
+from retain.team import Team
 from retain.types import InputError, Sample
 
 log = logging.getLogger("retain")
@@ -86,7 +87,7 @@ class Writer:
         self._embedded: dict[str, np.ndarray] = {}
         private = config.privacy.epsilon_per_token is not None
         self.clip = config.privacy.clip if private else None
-        self.seed = noise_seed(config.privacy) if private else config.seed
+        self.seed = Team.launched().agree(noise_seed(config.privacy)) if private else config.seed
 
     def write(
         self, card: TaskCard, count: int, stage: int, demonstrations: Sequence[Pair] = (), number: int = 0
