@@ -83,6 +83,7 @@ class StageProgress:
         if not self.team.rank and (caught or last or self.checkpoints.due(step)):
             self.checkpoints.save(step, self._write)
         if caught:
+            self.team.any(True)  # a launcher ends all as soon as one ends, and number 0 may still be writing
             self.pending.caught = self.pending.caught or SIGTERM  # another process was asked
             self.pending.heed()
 
