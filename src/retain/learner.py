@@ -76,7 +76,7 @@ class Learner:
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
-        self.base, self.changed_data = base, set()
+        self.base, self.accept_changed_data, self.changed_data = base, False, set()
         self.tasks, self.stages = list(tasks or []), []
         with self._team.first():
             self.dir = follow(out) if self._team.rank else RunDir(out)
@@ -122,7 +122,7 @@ class Learner:
         before = {known.name: known for known in self.tasks}.get(task.name)
         if before and before.fingerprint != task.fingerprint:
             raise InputError(f"task {task.name!r}: learned already, from other data; give this one another name")
-        self.changed_data |= check_data(self.dir, [task])
+        self.changed_data |= check_data(self.dir, [task], self.accept_changed_data)
         if before is None:
             self.tasks.append(task)
         if task.is_stage and task.name not in [stage.name for stage in self.stages]:

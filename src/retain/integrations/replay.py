@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from retain.buffer import Buffer
 from retain.config import Config, dump_config, load_config, make_config
+from retain.data_record import forget_task
 from retain.files import write_json, write_text
 from retain.learner import PACKAGES
 from retain.presets import preset_of
@@ -226,9 +227,12 @@ class Replay:
         if self.dir.config_file.exists():
             config = self._laid_over(load_config(self.dir.config_file, need_tasks=False), config)
         check_supported(config)
+        free = self.dir.taken_back()
+        config = config.model_copy(update={"tasks": [task for task in config.tasks if task.name not in free]})
         config = self.dir.claim(config)
         self.dir.settle()
         self._check_task(config)
+        forget_task(self.dir, self.spec.name)
         self.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         if not self.dir.rows():
             self.dir.log_start(config, self.versions)
@@ -246,7 +250,7 @@ class Replay:
         return make_config(values, "Replay", need_tasks=False)
 
     def _check_task(self, config: Config) -> None:
-        name, learned = self.spec.name, [self.dir.scores(row)["task"] for row in self.dir.rows()[1:]]
+        name, learned = self.spec.name, self.dir.learned()
         if name in learned:
             raise InputError(f"task {name!r}: {self.out} has learned it already; give this one another name")
         if name in [task.name for task in config.tasks if task.train != IN_MEMORY]:
