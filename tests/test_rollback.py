@@ -257,7 +257,7 @@ def test_a_task_that_waited_binds_no_longer(tmp_path, monkeypatch):
 
 def test_settings_and_learned_tasks_still_bind(rolled_back):
     folder, out, values, _ = rolled_back
-    with pytest.raises(InputError, match="training.learning_rate"):
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.01 -> 0\.5"):
         run(make_config(values | {"training": values["training"] | {"learning_rate": 0.5}}, "test"), folder, out)
     with pytest.raises(InputError, match="was run with task color too"):
         run(make_config(values | {"tasks": values["tasks"][1:]}, "test"), folder, out)

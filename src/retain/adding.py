@@ -21,9 +21,7 @@ from retain.types import InputError, Sample, Task
 log = logging.getLogger("retain")
 
 
-def add(
-    run_dir: str | Path, task: str | Path | None = None, accept_changed_data: bool = False
-) -> dict[str, Any]:
+def add(run_dir: str | Path, task: str | Path | None = None, accept_changed_data: bool = False) -> dict[str, Any]:
     """Learn the task of a YAML file (what stands under `tasks` in a configuration) as the run's next stage.
 
     Without a task what is not scored yet is scored. The data of earlier stages may be gone, but those at hand must be
