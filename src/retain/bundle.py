@@ -20,8 +20,9 @@ from retain.report.words import METRICS, VIEWS
 from retain.types import InputError
 
 _FILES = """
-config.yaml data.json journal.jsonl results.json report.html calibration.html calibration.json reviews.jsonl stages buffer adapter
-rolled-back probes checkpoints samples.parquet memory.safetensors memory_trace.parquet memory_reviews.parquet tasks.json
+config.yaml data.json journal.jsonl results.json report.html calibration.html calibration.json reviews.jsonl stages
+buffer adapter rolled-back probes checkpoints samples.parquet memory.safetensors memory_trace.parquet tasks.json
+memory_reviews.parquet
 scores.json predictions.jsonl strategy.safetensors synthetic.jsonl synthetic.jsonl.gz synthetic.jsonl.zst README.md
 .lock demonstrations.jsonl adapter_config.json adapter_model.safetensors"""
 _KEYS = """

@@ -33,7 +33,7 @@ from retain.replayer import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
 from retain.sharding import is_sharded
-from retain.strategies.base import Batch, Strategy, check_shapes, trained
+from retain.strategies.base import Batch, Strategy, check_training, trained
 from retain.team import Team
 from retain.types import Sample, Task
 
@@ -147,13 +147,9 @@ class Optimization:
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Go on where `progress` was taken."""
         self.done, moments = progress["done"], progress["moments"]
-        parameters = trained(self.lm.model)
-        check_shapes(progress["weights"], parameters, "weights")
-        for name in ("exp_avg", "exp_avg_sq"):
-            found = {str(index): values[name] for index, values in moments.items()}
-            check_shapes(found, {index: list(parameters.values())[int(index)] for index in found}, name)
+        check_training(self.lm.model, progress["weights"], moments)
         with torch.no_grad():
-            for name, weight in parameters.items():
+            for name, weight in trained(self.lm.model).items():
                 weight.copy_(progress["weights"][name])
         state = {int(index): values for index, values in moments.items()}
         self.optimizer.load_state_dict({"state": state, "param_groups": progress["groups"]})

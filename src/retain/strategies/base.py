@@ -139,6 +139,16 @@ def check_shapes(tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.T
             raise StateError(f"{what} of {name}: {shapes[0]}, and the model has {shapes[1]}")
 
 
+def check_training(model: torch.nn.Module, weights: Tensors, moments: Mapping[str, Tensors]) -> None:
+    """StateError unless saved weights, and AdamW's moments by the number of their parameter, are of this model."""
+    parameters = trained(model)
+    check_shapes(weights, parameters, "weights")
+    numbered = {str(number): parameter for number, parameter in enumerate(parameters.values())}
+    for name in ("exp_avg", "exp_avg_sq"):
+        found = {number: values[name] for number, values in moments.items()}
+        check_shapes(found, {number: numbered[number] for number in found}, name)
+
+
 def snapshot(model: torch.nn.Module) -> Tensors:
     """A copy of the trained parameters."""
     return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
