@@ -106,3 +106,32 @@ def test_the_command_prints_the_table(home, monkeypatch, capsys):
     assert not stopped.value.code
     printed = capsys.readouterr().out
     assert "shape" in printed and "ACC" in printed
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_data_that_changed_are_refused_or_accepted(home, split, monkeypatch, capsys):
+    path = home / f"color_{split}.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    task = home / "new" / "task.yaml"
+    for arguments in ((task,), ()):
+        with pytest.raises(InputError, match=rf"other data than the run began with: color \({split}\)"):
+            add(home / "run", *arguments)
+    monkeypatch.setattr(sys, "argv", ["retain", "add", str(home / "run"), str(task), "--accept-changed-data"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    lines = [json.loads(line) for line in (home / "run" / "journal.jsonl").read_text().splitlines()]
+    assert [line["tasks"] for line in lines if line["kind"] == "data_changed"] == [{"color": [split]}]
+    assert add(home / "run")["finished"]  # what was accepted counts from there on
+
+
+def test_a_task_whose_stage_was_begun_with_other_data(home, monkeypatch):
+    from tiny import stopped_in
+
+    with stopped_in(3, monkeypatch):
+        add(home / "run", home / "new" / "task.yaml")
+    path = home / "new" / "shape_train.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=r"shape \(train\)"):
+        add(home / "run", home / "new" / "task.yaml")
+    assert add(home / "run", home / "new" / "task.yaml", accept_changed_data=True)["finished"]

@@ -265,6 +265,22 @@ def test_a_checkpoint_of_something_else(tmp_path, monkeypatch):
         run_tiny(tmp_path, **values_of(tmp_path))
 
 
+@pytest.mark.parametrize("part", ["weights", "exp_avg", "exp_avg_sq", "path", "last"])
+def test_a_checkpoint_of_other_shapes(part, tmp_path, monkeypatch):
+    """Its checksums are right, so somebody made it so; a vector that could be broadcast would go unseen."""
+    folder = begun(tmp_path, monkeypatch, strategy="si + fixed") / "00000004"
+    state = read_state(folder)
+    weights, moments = (state["optimization"][name] for name in ("weights", "moments"))
+    places = {"weights": weights, "exp_avg": moments["0"], "exp_avg_sq": moments["1"]}
+    group = places.get(part) or state["strategy"]["si"][part]
+    name = part if part.startswith("exp") else next(iter(group))
+    group[name] = group[name][:1].clone()
+    write_state(folder, state)
+    write_sealed(folder / SEAL, retain.checkpoint.checksums(folder, skip=[SEAL]))
+    with pytest.raises(InputError, match=rf"00000004: no checkpoint of this stage .*{part} of .* the model has"):
+        run_tiny(tmp_path, **values_of(tmp_path, strategy="si + fixed"))
+
+
 def test_a_signal_saves_the_step_it_comes_in(whole, tmp_path, monkeypatch):
     real = StageProgress.save
 

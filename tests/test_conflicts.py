@@ -293,3 +293,112 @@ def test_written_samples_and_demonstrations_are_corrected_too(tmp_path, monkeypa
     first, later = shown["old", 1], shown["old", 3]
     kept = [pair for pair in first if pair[1] == "Bob"]
     assert 0 < len(kept) < len(first) == 4 and later == kept
+
+
+def test_what_asks_nothing_is_in_no_conflict():
+    texts = [Sample(f"{task}/{k}", task, "", f"A whole text, {task} {k}") for task in ("old", "new") for k in (0, 1)]
+    assert find_conflicts(texts[:2], [Task("old"), Task("new", train=texts[2:])], {}, 0.9) == []
+
+
+# ---- beside a trainer and in an export --------------------------------------------------------------------
+
+
+def stage_of(folder, name, pairs, steps=2, **options):
+    """A stage of a trainer over (question, answer) pairs; returns the ids that it replayed."""
+    from retain.integrations.replay import Replay, Step
+
+    replay = Replay(folder / "memory", name, **options)
+    samples = lambda one, row: Sample(one, name, *pairs[row])  # noqa: E731
+    replay.begin(len(pairs), len(pairs), 4, steps, {}, samples)
+    again = []
+    for _ in range(steps):
+        drawn = [sample.id for sample in replay.draw()]
+        again += drawn
+        count = 4 + len(drawn)
+        replay.learn(Step([0, 1, 2, 3], [1.0] * count, [1] * count))
+    replay.finish(lambda folder: None, samples)
+    return again
+
+
+OFTEN = {"strategy": "mssr", "schedule": {"kind": "every", "lambda_0": 0.7, "max_mix": 0.9}}
+NEWS = [(f"Who holds office {k}?", "Cleo") for k in range(4)]
+FIRST = [(f"Who holds office {k}?", "Ada") for k in range(8)]
+
+
+@pytest.mark.parametrize("policy", ["newest", "keep", "error"])
+def test_a_trainer_retires_what_newer_data_correct(policy, tmp_path, caplog):
+    stage_of(tmp_path, "old", FIRST, **OFTEN, conflicts=policy)
+    if policy == "error":
+        with pytest.raises(InputError, match=r"conflicts: error, and 4 stored samples .*old/0 by new/0"):
+            stage_of(tmp_path, "new", NEWS)
+        return
+    again = stage_of(tmp_path, "new", NEWS)
+    [line] = journal(tmp_path / "memory", "conflicts")
+    assert (line["stage"], line["found"], line["by_task"], line["policy"]) == (2, 4, {"old": 4}, policy)
+    assert [old for old, _, _ in line["ids"]] == [f"old/{k}" for k in range(4)]
+    assert "stored samples are answered otherwise by it" in caplog.text
+    stored = {one.id for one in read_samples(tmp_path / "memory" / "buffer" / "samples.parquet")}
+    gone = {f"old/{k}" for k in range(4)}
+    assert again and bool(gone & set(again)) == (policy == "keep") and bool(gone & stored) == (policy == "keep")
+    plan = journal(tmp_path / "memory", "plan")[-1]
+    assert plan["buffer"] == (8 if policy == "keep" else 4)
+
+
+def test_a_trainers_task_supersedes_another(tmp_path):
+    stage_of(tmp_path, "old", FIRST, **OFTEN)
+    with pytest.raises(InputError, match=r"supersedes: 'odd' is no task that .* learned before"):
+        stage_of(tmp_path, "other", [(f"Say {k}", "x") for k in range(4)], supersedes=["odd"])
+    assert stage_of(tmp_path, "other", [(f"Say {k}", "x") for k in range(4)], supersedes=["old"]) == []
+    assert stage_of(tmp_path, "third", [(f"Tell {k}", "x") for k in range(4)])
+    assert {one.task for one in read_samples(tmp_path / "memory/buffer/samples.parquet")} == {"other", "third"}
+
+
+def test_a_trainer_finds_what_a_run_finds(tmp_path):
+    """The same data by either way: the same samples are retired."""
+    out = run(short_run(tmp_path), tmp_path)
+    rows = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+            for name in ("old", "new")}  # fmt: skip
+    for name, found in rows.items():
+        pairs = [(f"{row['instruction']}\nAnswer:\n", row["output"]) for row in found]
+        stage_of(tmp_path, name, pairs, strategy="mssr")
+    mine, theirs = (journal(path, "conflicts")[0] for path in (tmp_path / "memory", out))
+    assert sorted(mine["ids"]) == sorted(theirs["ids"]) and mine["found"] == theirs["found"] == FACTS // 2
+
+
+def test_a_gate_beside_a_trainer(tmp_path):
+    """Without scores it says nothing; once there are some it raises replay or stops, as in a run."""
+    from retain.types import GateError
+
+    limits = {"after_stage": "stop", "nll": 0.5}
+    stage_of(tmp_path, "old", FIRST, **OFTEN, gate=limits)
+    stage_of(tmp_path, "new", NEWS)
+    assert not journal(tmp_path / "memory", "gate")
+    path = tmp_path / "memory/stages/02-new/scores.json"
+    facts = json.loads(path.read_text())
+    facts["scores"] = {"new": {"generated": 0.0, "nll": 2.0, "n": 8, "metric": "exact_match", "truncated": 0}}
+    path.write_text(json.dumps(facts))
+    with pytest.raises(GateError, match=r"nll of new is 2\.000, at most 0\.5 is allowed"):
+        stage_of(tmp_path, "third", NEWS)
+    file = tmp_path / "memory" / "config.yaml"
+    file.write_text(file.read_text().replace("after_stage: stop", "after_stage: raise_replay"))
+    stage_of(tmp_path, "third", [(f"Tell {k}", "x") for k in range(4)])
+    ratios = [{event["ratio"] for event in line["events"]} for line in journal(tmp_path / "memory", "plan")[1:]]
+    assert [max(found) for found in ratios] == pytest.approx([0.7, 0.9], abs=1e-3)
+
+
+def test_an_export_has_nothing_that_is_retired(tmp_path):
+    from retain.exporting import export
+
+    stage_of(tmp_path, "old", FIRST, **OFTEN)
+    rows = [{"instruction": question, "output": answer} for question, answer in NEWS]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"name": "new", "train": "new.jsonl", "template": "{instruction}"}
+    for name, more in (("conflicts", {}), ("superseded", {"supersedes": ["old"]})):
+        (tmp_path / "task.yaml").write_text(json.dumps(entry | more))
+        data, _ = export(tmp_path / "memory", "llamafactory", tmp_path / name, tmp_path / "task.yaml")
+        found = json.loads(data.read_text())
+        old = [row["instruction"] for row in found if row["output"] == "Ada"]
+        assert bool(old) == (name == "conflicts") and not set(old) & {question for question, _ in NEWS}
+    file = tmp_path / "memory" / "config.yaml"
+    file.write_text(file.read_text().replace("valid_until: null", "valid_until: old"))  # as if a later stage ended it
+    assert [path.name for path in export(tmp_path / "memory", "jsonl", tmp_path / "all")] == ["README.md"]

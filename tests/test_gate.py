@@ -212,6 +212,7 @@ def test_a_stage_that_misses_the_gate_stops_the_run(stopped):
     with pytest.raises(GateError):
         run(make_config(values, "test"), folder, out)
     assert len(RunDir(out).rows()) == 3  # nothing was trained meanwhile
+    assert [line["stage"] for line in journal(out, "gate")] == [1, 2]  # and nothing is told twice
 
 
 def test_a_wider_limit_goes_on_as_if_it_had_never_stopped(stopped, tmp_path):

@@ -174,9 +174,22 @@ def test_it_is_written_once_and_a_run_that_was_stopped_goes_on_with_it(tmp_path,
     assert same_tensors(adapter(out), adapter(whole))
 
 
-def test_a_strategy_that_keeps_nothing_writes_nothing(tmp_path):
+def test_a_strategy_that_keeps_nothing_writes_nothing(tmp_path, caplog):
     out = start(tmp_path, strategy="none")
     assert not stored(out) and not journal(out, "synthesis")
+    said = [text for text in caplog.messages if "buffer.seed" in text]
+    assert said == ["buffer.seed: strategy none keeps no buffer, so nothing of it is rehearsed"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_exceeds_the_capacity_is_said(written, tmp_path, caplog):
+    given = values(tmp_path, strategy="fixed")
+    file = {"train": "shape_train.jsonl", "max_train": 6}
+    given["buffer"] = {"capacity": 4, "seed": given["buffer"]["seed"] if written else file}
+    out = run_tiny(tmp_path, **given)
+    said = [text for text in caplog.messages if "buffer.seed" in text]
+    assert said == ["buffer.seed: 6 samples and buffer.capacity is 4; 2 are left out"]
+    assert [(line["samples"], line["kept"]) for line in journal(out, "seed")] == [(6, 4)]
 
 
 def test_the_scores_of_another_run_do_not_take_its_place(tmp_path):

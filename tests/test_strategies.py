@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import peft
@@ -428,6 +429,71 @@ def test_a_strategy_without_its_state(damage, tmp_path, monkeypatch):
         save_file(tensors, state)
     with pytest.raises(InputError, match=r"01-color/strategy.safetensors: missing or broken .*start anew with --out"):
         run_tiny(tmp_path, strategy="si + der++")
+
+
+SHAPES = {
+    "another shape": lambda tensors, name: tensors | {name: tensors[name][..., :1].clone()},
+    "a name missing": lambda tensors, name: {key: value for key, value in tensors.items() if key != name},
+    "another's name": lambda tensors, name: tensors | {name.replace("layers.0", "layers.9"): tensors[name].clone()},
+    "none of it": lambda tensors, name: {"other/x": torch.zeros(1)},
+}
+STATES = ("si/precision", "ewc/precision", "ewc/center")
+
+
+@pytest.fixture(scope="module")
+def before_stage_two(tmp_path_factory):
+    """A run of two tasks that stopped as its second stage began."""
+    folder = tmp_path_factory.mktemp("state")
+    values = tiny_values(folder, strategy="si + ewc", training={"batch_size": 8, "max_length": 128})
+    values["tasks"].pop()
+    config = make_config(values, "test")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Combined, "load", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(config, folder)
+    return folder, config
+
+
+def refuses(before, tmp_path, change, reason):
+    """A run goes on after its state was changed, and says what is wrong with it."""
+    folder, config = before
+    out = shutil.copytree(folder / "run", folder / tmp_path.name)  # its paths are relative
+    state = out / "stages/01-color/strategy.safetensors"
+    save_file(change(load_file(state)), state)
+    with pytest.raises(InputError, match=rf"01-color/strategy.safetensors: missing or broken .*{reason}.*with --out"):
+        run(config, folder, out)
+
+
+@pytest.mark.parametrize("damage", SHAPES)
+@pytest.mark.parametrize("part", STATES)
+def test_a_state_of_other_shapes_or_names_is_said(part, damage, before_stage_two, tmp_path):
+    def change(tensors):
+        return SHAPES[damage](tensors, next(name for name in tensors if name.startswith(part) and "lora_A" in name))
+
+    refuses(before_stage_two, tmp_path, change, "")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("values", lambda v: v[:, :3].clone(), "values and tokens of the shapes"),
+        ("tokens", lambda v: v + 1000, "none of the model's 258"),
+        ("counts", lambda v: v + torch.tensor([1, 0, -1]), "which has others"),
+        ("hashes", lambda v: v[:-1].clone(), ""),
+        ("counts", lambda v: v + 1, ""),
+    ],
+)
+def test_logits_that_fit_no_sample_are_said(part, change, reason, tmp_path):
+    ctx = context(stored=OLD)
+    first, second = (Combined({"der++": DarkExperienceReplay(DerOptions(top_k=8), ctx)}) for _ in range(2))
+    first.begin_task(ctx.lm.model, TASK)
+    first.save(tmp_path)
+    state = tmp_path / "strategy.safetensors"
+    tensors = load_file(state)
+    save_file(tensors | {f"der++/{part}": change(tensors[f"der++/{part}"])}, state)
+    with pytest.raises(InputError, match=rf"strategy.safetensors: missing or broken .*{reason}.*with --out"):
+        second.load(tmp_path, ctx.lm.device)
+        second.begin_task(ctx.lm.model, TASK)
+        losses_under(second, ctx.lm, OLD)
 
 
 def test_plain_strategies_write_no_state(tmp_path):

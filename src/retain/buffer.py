@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from retain.memory.state import MemoryState
 from retain.reading import foreign, read_bytes, read_table
 from retain.sections import BufferConfig, MemoryModel
 from retain.types import InputError, Sample
+
+log = logging.getLogger("retain")
 
 SAMPLES_FILE, MEMORY_FILE = "samples.parquet", "memory.safetensors"
 MISSING = "the buffer needs it. Restore it or start the run anew"
@@ -78,6 +81,9 @@ class Buffer:
     def seed_with(self, samples: Sequence[Sample]) -> None:
         """Samples to rehearse from the first stage on: a past task that enters at step 0 without losses."""
         self.admit(samples, 0, {}, 0)
+        if len(self) < len(samples):
+            log.warning("buffer.seed: %d samples and buffer.capacity is %d; %d are left out", len(samples),
+                        self.config.capacity, len(samples) - len(self))  # fmt: skip
 
     def admit(self, samples: list[Sample], step: int, losses: Mapping[str, float], stage: int) -> None:
         """A stage's samples ask for entry at global `step`, each with the loss its training gave it, if any.

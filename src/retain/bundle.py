@@ -20,8 +20,9 @@ from retain.report.words import METRICS, VIEWS
 from retain.types import InputError
 
 _FILES = """
-config.yaml journal.jsonl results.json report.html calibration.html calibration.json reviews.jsonl stages buffer adapter
-rolled-back probes checkpoints samples.parquet memory.safetensors memory_trace.parquet memory_reviews.parquet tasks.json
+config.yaml data.json journal.jsonl results.json report.html calibration.html calibration.json reviews.jsonl stages
+buffer adapter rolled-back probes checkpoints samples.parquet memory.safetensors memory_trace.parquet tasks.json
+memory_reviews.parquet
 scores.json predictions.jsonl strategy.safetensors synthetic.jsonl synthetic.jsonl.gz synthetic.jsonl.zst README.md
 .lock demonstrations.jsonl adapter_config.json adapter_model.safetensors"""
 _KEYS = """
@@ -38,7 +39,7 @@ skipped_steps samples demonstrations predictions pages
 holder at pid host boot since into after_step broken scored folder"""
 _WORDS = """
 start end resume adopted choice plan stage_start stage_end step event evaluation check past probe curriculum synthesis
-validation conflicts stopped data_changed gate rollback erase stop off raise_replay seed base joint in-memory"""
+seed validation conflicts stopped data_changed gate rollback erase stop off raise_replay seed base joint in-memory"""
 FILE_NAMES = frozenset(_FILES.split())
 # Of the journal and of results.json. What is none of these may be a label or another text.
 REMOVED = ("unfinished stages", "leftovers of a crash", "buffered samples", "synthetic samples", "stored logits")

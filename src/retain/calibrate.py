@@ -17,7 +17,7 @@ from tqdm import tqdm
 from retain.assessment import assess, assess_fit
 from retain.buffer import SAMPLES_FILE, read_samples
 from retain.calibration import forgotten
-from retain.data_record import ACCEPTED, read_hashes
+from retain.data_record import ACCEPTED
 from retain.device import open_model
 from retain.files import write_json
 from retain.history import History, Observation, exposures, follow, read_history, to_histories
@@ -25,7 +25,7 @@ from retain.losses import sample_losses
 from retain.model import LanguageModel
 from retain.reading import read_table
 from retain.report.calibration import write_page
-from retain.rundir import RunDir
+from retain.rundir import RunDir, read_hashes
 from retain.tasks import load_task
 from retain.types import InputError, Sample
 

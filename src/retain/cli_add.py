@@ -16,6 +16,9 @@ def add(
     task: Annotated[
         str | None, typer.Argument(metavar="TASK", help="A YAML file with the task.", show_default=False)
     ] = None,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Go on with data that changed since the run began.")
+    ] = False,
 ) -> None:
     """Learn one more task in the directory of a finished run, with its settings and its memory.
 
@@ -30,7 +33,7 @@ def add(
     from retain.adding import add as add_task
     from retain.report.tables import run_table
 
-    show(run_table(add_task(run_folder(folder), task)))
+    show(run_table(add_task(run_folder(folder), task, accept_changed_data)))
 
 
 @guarded

@@ -102,7 +102,7 @@ def rollback(
     to: Annotated[str, typer.Option(help="The stage to go back to: its number, 0 for none, or its task.")],
     delete: Annotated[bool, typer.Option("--delete", help="Delete the later stages instead of moving them.")] = False,
 ) -> None:
-    """Bring a run back to how it stood after an earlier stage. `retain run` then goes on from there.
+    """Bring a run back to how it stood after an earlier stage, to go on from there with the same tasks or others.
 
     \b
     Examples:
@@ -113,13 +113,14 @@ def rollback(
     from retain.rollback import rollback as roll_back
 
     done = roll_back(path, to, delete)
+    free = f"; {', '.join(done.tasks)} need not be learned next" if done.tasks else ""
     if not done.gone and not done.unfinished:
-        typer.echo(f"stage {done.stage} is the newest one; nothing to roll back")
+        typer.echo(f"stage {done.stage} is the newest one; nothing to roll back{free}")
         return
     names = [*done.gone, *(["an unfinished stage"] if done.unfinished else [])]
     where = "deleted" if done.kept_in is None else f"moved to {done.kept_in}"
     typer.echo(f"{path} stands as after stage {done.stage}; {', '.join(names)}: {where}")
-    typer.echo("`retain run` with the same configuration and --out goes on from there")
+    typer.echo(f"`retain run` with the same configuration and --out goes on from there{free}")
 
 
 @guarded

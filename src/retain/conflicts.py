@@ -48,12 +48,13 @@ def find_conflicts(
     The same question: the whole prompt (of a chat all turns but the last), or with MSSR's Norm the same. Nearly the
     same: prompts of one frame whose inputs have at least 8 words, the same numbers, and a Jaccard similarity of word
     3-shingles of at least `similarity` (MinHash over 128 hashes, standard error at most 0.045). Another answer: none
-    of those accepted for it by the newest task that has it is the same by Norm.
+    of those accepted for it by the newest task that has it is the same by Norm. Samples that ask nothing, with an empty
+    prompt, are in no conflict.
     """
     order = {task.name: number for number, task in enumerate(tasks)}
     truth: dict[str, tuple[int, list[Sample]]] = {}
     for number, task in enumerate(tasks):
-        for sample in task.train:
+        for sample in filter(_question, task.train):
             known = truth.get(question := _question(sample))
             truth[question] = (number, [*(known[1] if known and known[0] == number else []), sample])
     found, others = [], []
@@ -67,8 +68,9 @@ def find_conflicts(
 
 
 def _question(sample: Sample) -> str:
-    turns = sample.messages[:-1] or (("", sample.prompt),)
-    return "\0".join(f"{role}:{normalize(text)}" for role, text in turns)
+    """What is asked, by Norm; empty where nothing is."""
+    turns = [(role, normalize(text)) for role, text in sample.messages[:-1] or (("", sample.prompt),)]
+    return "\0".join(f"{role}:{text}" for role, text in turns) if any(text for _, text in turns) else ""
 
 
 def _agree(old: Sample, answers: Collection[Sample]) -> bool:
@@ -109,6 +111,22 @@ def _is_long(text: str) -> bool:
 
 def _numbers(text: str) -> Counter[str]:
     return Counter(word for word in words(text) if any(char.isdigit() for char in word))
+
+
+def frame_of_samples(samples: Sequence[Sample]) -> Frame:
+    """The frame of samples whose data are not at hand: the whole prompt is their own, but for a system message that
+    all have."""
+    chats = [sample.messages for sample in samples if sample.messages]
+    systems = {turns[0][1] if turns[0][0] == "system" else "" for turns in chats}
+    return Frame(chat=True, system=systems.pop() if len(systems) == 1 and len(chats) > 1 else "") if chats else Frame()
+
+
+def stored_tasks(buffer: Buffer, learned: Sequence[str]) -> list[Task]:
+    """The past stages in their order, as far as stored samples tell of them: their names and frames."""
+    stored: dict[str, list[Sample]] = {name: [] for name in learned}
+    for sample in buffer.samples.values():
+        stored.setdefault(sample.task, []).append(sample)
+    return [Task(name, frame=frame_of_samples(stored[name])) for name in learned]
 
 
 def settle_conflicts(

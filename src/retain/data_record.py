@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from retain.files import write_json
-from retain.reading import read_json
-from retain.rundir import DATA_FILE, RunDir
+from retain.rundir import DATA_FILE, TAKEN_BACK, RunDir, read_hashes
 from retain.tasks.loading import SPLITS, fingerprint
 from retain.types import InputError, Task
 
@@ -19,9 +18,10 @@ def check_data(run: RunDir, tasks: Iterable[Task], accept: bool = False) -> set[
     now or before, and were accepted.
 
     Changed samples, of training, validation or test, are an InputError, unless `accept`: then what is there now
-    counts from here on, and the journal says so.
+    counts from here on, and the journal says so. A task that a rollback took back may come again with any data.
     """
-    tasks, known = list(tasks), read_hashes(run.path)
+    tasks = list(tasks)
+    known = _welcome_again(run, tasks, read_hashes(run.path))
     now = {task.name: _hashes(task) for task in tasks}
     changed = {name: changes for name in now if (changes := changed_splits(known.get(name, {}), now[name]))}
     if changed and not accept:
@@ -39,6 +39,38 @@ def check_data(run: RunDir, tasks: Iterable[Task], accept: bool = False) -> set[
     return accepted
 
 
+def _welcome_again(run: RunDir, tasks: Iterable[Task], known: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """What is known of the data, without tasks that come again after a rollback; the scores that finished rows have of
+    them are forgotten unless test data and metric are those of before."""
+    again = [task for task in tasks if TAKEN_BACK in known.get(task.name, {})]
+    base = run.scores(run.rows()[0])["scores"] if again and run.rows() else {}
+    run.forget_scores(
+        [
+            task.name
+            for task in again
+            if changed_splits(known[task.name], _hashes(task), ("test",))
+            or base.get(task.name, {}).get("metric") != task.metric
+        ]
+    )
+    return {name: hashes for name, hashes in known.items() if name not in [task.name for task in again]}
+
+
+def take_back(run: RunDir, tasks: Iterable[str]) -> None:
+    """Note that these tasks need not be learned any more, whatever the run's configuration lists."""
+    known = read_hashes(run.path)
+    marked = {name: known.get(name, {}) | {TAKEN_BACK: "by retain rollback"} for name in tasks}
+    if marked:
+        write_json(run.path / DATA_FILE, known | marked)
+
+
+def forget_task(run: RunDir, task: str) -> None:
+    """Take out what a run that was rolled back knows of a task's data and scores."""
+    known = read_hashes(run.path)
+    if TAKEN_BACK in known.pop(task, {}):
+        run.forget_scores([task])
+        write_json(run.path / DATA_FILE, known)
+
+
 def check_stage(run: RunDir, row: Path, task: Task, accepted: Collection[str]) -> None:
     """An InputError where a finished stage was trained on another task, or on data that changed unaccepted."""
     known = run.scores(row)
@@ -48,17 +80,6 @@ def check_stage(run: RunDir, row: Path, task: Task, accepted: Collection[str]) -
             f"task {task.name!r}: {row} was trained on {known['task']!r} with other data; "
             "restore the data, or start anew in another directory with --out"
         )
-
-
-def read_hashes(folder: Path) -> dict[str, dict[str, str]]:
-    """The hash of each split by task; empty where none were noted. A file that is no such thing is an InputError."""
-    try:
-        found = read_json(folder / DATA_FILE)
-    except FileNotFoundError:
-        return {}
-    if not isinstance(found, dict) or not all(isinstance(hashes, dict) for hashes in found.values()):
-        raise InputError(f"{folder / DATA_FILE}: is not what a run wrote; restore it, or start anew with --out")
-    return found
 
 
 def changed_splits(before: dict[str, str], now: dict[str, str], splits: Iterable[str] = SPLITS) -> list[str]:

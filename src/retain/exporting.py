@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from retain.adding import read_task
 from retain.buffer import Buffer
 from retain.config import Config, load_config
+from retain.conflicts import retired_tasks, settle_conflicts, stored_tasks
 from retain.files import write_json, write_text
 from retain.presets import preset_of
 from retain.replayer import Replayer
@@ -34,7 +35,8 @@ def export(run_dir: Path, form: str, out: Path, task: Path | None = None) -> lis
     """Write a run's samples into the folder `out`, new or empty; returns the files.
 
     jsonl, parquet: what the memory keeps, a file a task, and a README.md that makes the folder a data set of the Hub.
-    llamafactory: the next stage, of the new `task` with its replay, as a data file and dataset_info.json.
+    llamafactory: the next stage, of the new `task` with its replay, as a data file and dataset_info.json. What is
+    retired (`supersedes`, `valid_until`), and what the new task's data correct (`conflicts`), is left out.
     """
     if form not in FORMS:
         raise InputError(f"{form!r} is not a form of export; choose {', '.join(FORMS)}")
@@ -44,6 +46,8 @@ def export(run_dir: Path, form: str, out: Path, task: Path | None = None) -> lis
     if not (run_dir / "buffer").is_dir():
         raise InputError(f"{run_dir}: its memory keeps no samples yet, so there is nothing to export")
     buffer = Buffer.load(run_dir / "buffer", config.buffer, config.memory, config.seed)
+    retired = retired_tasks(config, RunDir(run_dir).learned())
+    buffer.drop([one for one, sample in buffer.samples.items() if sample.task in retired])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: {out} is not an empty folder; name a new one")
     if task is not None:
@@ -84,8 +88,10 @@ def _chat(sample: Sample) -> list[dict[str, str]]:
 def _llamafactory(run_dir: Path, config: Config, buffer: Buffer, task: Path, out: Path) -> list[Path]:
     """The mixed stage in the order of its steps, and its entry for LlamaFactory."""
     spec = read_task(task, run_dir)
-    new = load_task(spec, config, run_dir, needs_test=False).train
-    samples = list(mixed(config, RunDir(run_dir), buffer, new))
+    loaded, run = load_task(spec, config, run_dir, needs_test=False), RunDir(run_dir)
+    asked = config.model_copy(update={"tasks": [*config.tasks, spec]})
+    settle_conflicts(buffer, asked, [*stored_tasks(buffer, run.learned()), loaded], lambda kind, **fields: None)
+    samples = list(mixed(config, run, buffer, loaded.train))
     name, chat = f"retain_{spec.name}", any(sample.messages for sample in samples)
     if chat:
         rows: list[dict[str, Any]] = [{"messages": _chat(sample)} for sample in samples]
@@ -112,7 +118,7 @@ def mixed(config: Config, run: RunDir, buffer: Buffer, new: list[Sample]) -> Ite
     rows = run.rows()
     last = run.scores(rows[-1])
     first_step = run.steps()
-    plan = plan_stage(config, new[0].task, len(new), buffer.seen, first_step)
+    plan = plan_stage(config, new[0].task, len(new), len(buffer), first_step)
     memory = buffer.memory
     memory.set_unit(plan.time_unit or 1.0, first_step)
     known = dict(zip(memory.ids, memory.to_tensors()["ema_loss"].tolist(), strict=True))

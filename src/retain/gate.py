@@ -15,6 +15,7 @@ from retain.config import Config
 from retain.conflicts import retired_tasks
 from retain.intervals import paired_interval, wilson_interval
 from retain.presets import preset_of
+from retain.report.journal import current, read_journal
 from retain.rundir import PREDICTIONS, RunDir
 from retain.store import read_lines
 from retain.types import GateError, InputError
@@ -214,8 +215,11 @@ def enforce(run_dir: RunDir, config: Config) -> None:
         return
     failed = failures(check_gate(run_dir, config), config)
     factor = replay_factor(run_dir, config)
-    run_dir.log("gate", stage=stage, passed=not failed, action=config.gate.after_stage, replay_factor=factor,
-                failed=[one.to_dict() for one in failed])  # fmt: skip
+    line = {"stage": stage, "passed": not failed, "action": config.gate.after_stage, "replay_factor": factor,
+            "failed": [one.to_dict() for one in failed]}  # fmt: skip
+    told = [old for old in current(read_journal(run_dir.journal)) if (old["kind"], old.get("stage")) == ("gate", stage)]
+    if not told or told[-1] != told[-1] | line:  # a run that is started again looks again
+        run_dir.log("gate", **line)
     if not failed:
         return
     text = "; ".join(sentence(one, config.gate.level) for one in failed)

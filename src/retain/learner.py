@@ -44,6 +44,13 @@ log = logging.getLogger("retain")
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
+def warn_of_seed(config: Config) -> None:
+    """Say so where a strategy keeps no buffer that `buffer.seed` could stand in."""
+    chosen = preset_of(config.strategy)
+    if config.buffer.seed and not chosen.keeps_buffer:
+        log.warning("buffer.seed: strategy %s keeps no buffer, so nothing of it is rehearsed", chosen.name)
+
+
 class Learner:
     """Learns one task after another in one directory, and keeps what it learned before.
 
@@ -76,7 +83,7 @@ class Learner:
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
-        self.base, self.changed_data = base, set()
+        self.base, self.accept_changed_data, self.changed_data = base, False, set()
         self.tasks, self.stages = list(tasks or []), []
         with self._team.first():
             self.dir = follow(out) if self._team.rank else RunDir(out)
@@ -84,6 +91,7 @@ class Learner:
             self.dir.settle()
         self._lm: LanguageModel | None = None
         seed = config.buffer.seed
+        warn_of_seed(config)
         self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
         self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
@@ -122,7 +130,7 @@ class Learner:
         before = {known.name: known for known in self.tasks}.get(task.name)
         if before and before.fingerprint != task.fingerprint:
             raise InputError(f"task {task.name!r}: learned already, from other data; give this one another name")
-        self.changed_data |= check_data(self.dir, [task])
+        self.changed_data |= check_data(self.dir, [task], self.accept_changed_data)
         if before is None:
             self.tasks.append(task)
         if task.is_stage and task.name not in [stage.name for stage in self.stages]:
@@ -172,6 +180,8 @@ class Learner:
     def _stage_run(self, number: int, task: Task) -> StageRun:
         """The next stage with the buffer that it starts with, after what newer data correct was retired."""
         buffer, notes = self.dir.load_buffer(self.config, self._seed), []
+        if number == 1 and self._seed and buffer.samples:
+            notes.append(("seed", {"stage": 1, "samples": len(self._seed), "kept": len(buffer)}))
         settle_conflicts(buffer, self.config, self.stages, lambda kind, **fields: notes.append((kind, fields)))
         stage = self._stage(number, task, len(buffer))
         return StageRun(self.lm, self._accelerator, self.config, self.dir, self.tasks, self.stages[:-1], stage, buffer,

@@ -72,7 +72,7 @@ class StageProgress:
         for name, part in parts.items() if self.saved else ():
             try:
                 part.resume(self.saved.state[name])
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
                 raise InputError(
                     f"{self.saved.folder}: no checkpoint of this stage ({name}: {error!r}); delete this folder"
                 ) from None

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retain.config import Config, load_config
+from retain.data_record import take_back
 from retain.files import write_text
+from retain.presets import preset_of
 from retain.reviews import REVIEWS, read_reviews
 from retain.rundir import RunDir
 from retain.store import read_lines, synthetic_file
@@ -23,12 +25,14 @@ DERIVED = ("report.html", "calibration.html", "calibration.json", "probes")  # m
 @dataclass(frozen=True, slots=True)
 class RolledBack:
     """stage: the number it went back to; gone: the folders of the stages after it, in order; kept_in: where they lie
-    now, None where they were deleted; unfinished: whether parts of a stage that had not finished went with them."""
+    now, None where they were deleted; unfinished: whether parts of a stage that had not finished went with them;
+    tasks: those of the configuration that need not be learned any more."""
 
     stage: int
     gone: tuple[str, ...]
     kept_in: Path | None
     unfinished: bool
+    tasks: tuple[str, ...]
 
 
 def rollback(path: Path, to: str, delete: bool = False) -> RolledBack:
@@ -36,7 +40,9 @@ def rollback(path: Path, to: str, delete: bool = False) -> RolledBack:
 
     Adapter, strategy state and cards lie in the stage's own folder, and the buffer with its memory too, but for the
     newest one (`RunDir.settle`); so what comes after is moved to rolled-back/N, or deleted, and what is made
-    of all stages is made anew. Raises InputError for a stage that is not finished, or whose buffer is gone.
+    of all stages is made anew. The configuration still lists the tasks after it, and a run by it learns them again; but
+    they bind no longer: another task may come next. Raises InputError for a stage that is not finished, or whose buffer
+    is gone.
     """
     run_dir = RunDir(path)
     config = load_config(run_dir.config_file, need_tasks=False)
@@ -63,9 +69,19 @@ def rollback(path: Path, to: str, delete: bool = False) -> RolledBack:
         if not any(trash.parent.iterdir()):
             trash.parent.rmdir()
     kept_in = None if delete or not trash.exists() else trash
-    run_dir.log("rollback", stage=stage, gone=list(gone), unfinished=unfinished,
+    tasks = _unlearned(run_dir, config)
+    take_back(run_dir, tasks)
+    run_dir.log("rollback", stage=stage, gone=list(gone), unfinished=unfinished, tasks=tasks,
                 kept_in=kept_in and kept_in.relative_to(path).as_posix())  # fmt: skip
-    return RolledBack(stage, gone, kept_in, unfinished)
+    return RolledBack(stage, gone, kept_in, unfinished, tuple(tasks))
+
+
+def _unlearned(run_dir: RunDir, config: Config) -> list[str]:
+    """The tasks of a configuration that no stage learned."""
+    learned = run_dir.learned()
+    if preset_of(config.strategy).joint and learned:
+        return []
+    return [task.name for task in config.tasks if task.train and task.name not in learned]
 
 
 def find_stage(run_dir: RunDir, name: str) -> int:

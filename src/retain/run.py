@@ -12,13 +12,13 @@ from typing import Any
 
 from retain.choosing import settle
 from retain.config import Config, load_config
-from retain.data_record import changed_splits, check_data, read_hashes
+from retain.data_record import changed_splits, check_data
 from retain.device import open_model
 from retain.evaluate import evaluate_task
 from retain.gate import check_names, enforce
 from retain.learner import Learner
 from retain.presets import AUTO, preset_of
-from retain.rundir import RunDir
+from retain.rundir import RunDir, read_hashes
 from retain.selfsynthesis import check_descriptions
 from retain.tasks import load_tasks
 from retain.tasks.loading import fingerprint

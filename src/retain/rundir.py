@@ -25,6 +25,7 @@ from retain.reading import check_links, foreign, read_json
 from retain.types import InputError, Sample
 
 PREDICTIONS, DATA_FILE = "predictions.jsonl", "data.json"
+TAKEN_BACK = "taken_back"  # stands in DATA_FILE beside the hashes of a task that a rollback took back
 # What a row's scratch folder holds until it is finished, beside the row itself.
 CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
 UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
@@ -62,14 +63,17 @@ class RunDir:
     def claim(self, config: Config, adopt_tasks: bool = False) -> Config:
         """Make the directory this run's, or check that it already is; returns the configuration that holds.
 
-        Tasks may be appended to a run that exists; everything else must be the same, once something is trained.
-        `adopt_tasks`: take over the list of tasks that stands there. No other process can claim it meanwhile.
+        Tasks may be added to a run that exists, and those that a rollback took back may be left out or differ;
+        everything else must be the same, once something is trained. `adopt_tasks`: take over the tasks that stand
+        there, but for those that were taken back. No other process can claim it meanwhile.
         """
         left = self.lock()
         self.keeps_buffers = config.buffer.history
         if self.journal.exists() and self.config_file.exists():
             old = load_config(self.config_file, need_tasks=False)
-            config = config.model_copy(update={"tasks": old.tasks}) if adopt_tasks else config
+            if adopt_tasks:
+                free = self.taken_back()
+                config = config.model_copy(update={"tasks": [task for task in old.tasks if task.name not in free]})
             if self.rows():
                 self._check_same(old, config)
             elif diff_config(old, config) or not list(self.stages.glob(f".00-*/{UNSCORED}")):
@@ -108,10 +112,19 @@ class RunDir:
             raise InputError(f"output: {self.path} cannot be written: {error.strerror or error}") from None
 
     def _check_same(self, old: Config, new: Config) -> None:
-        if missing := [task.name for task in old.tasks if task.name not in {t.name for t in new.tasks}]:
+        free = self.taken_back()
+        bound = {task.name: task for task in old.tasks if task.name not in free}
+        asked = {task.name: task for task in new.tasks if task.name not in free}
+        if missing := [name for name in bound if name not in asked]:
             raise InputError(f"output: {self.path} was run with task {', '.join(missing)} too; add it, or use --out")
-        changes = diff_config(old, new.model_copy(update={"tasks": new.tasks[: len(old.tasks)]}))
+        changes = diff_config(
+            old.model_copy(update={"tasks": list(bound.values())}),
+            new.model_copy(update={"tasks": [asked[name] for name in bound]}),
+        )
         changes = [change for change in changes if not change.startswith(FREE)]
+        before, after = ([name for name, task in tasks.items() if task.train] for tasks in (bound, asked))
+        if before != after[: len(before)]:
+            changes.append(f"tasks: {', '.join(before)} -> {', '.join(after)}")
         if changes:
             more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise InputError(
@@ -203,6 +216,24 @@ class RunDir:
         for event, ids in zip(replayer.events, replayer.drawn, strict=True):
             self.log("event", stage=stage, step=event.step, global_step=first_step + event.step, ratio=event.ratio,
                      replayed=event.replayed, by_task=dict(Counter(task_of[one] for one in ids)))  # fmt: skip
+
+    def learned(self) -> list[str]:
+        """The tasks of all finished stages, in order."""
+        return [self.scores(row)["task"] for row in self.rows()[1:]]
+
+    def taken_back(self) -> set[str]:
+        """The tasks that a rollback took back, which need not be learned again."""
+        marked = {name for name, hashes in read_hashes(self.path).items() if TAKEN_BACK in hashes}
+        return marked.difference(self.learned()) if marked else marked
+
+    def forget_scores(self, tasks: Collection[str]) -> None:
+        """Take out the scores and predictions of these tasks in every row."""
+        for row in self.rows():
+            facts = self.scores(row)
+            if gone := facts["scores"].keys() & set(tasks):
+                cut_lines(row / PREDICTIONS, lambda line, gone=gone: line.get("task") in gone)
+                left = {name: scores for name, scores in facts["scores"].items() if name not in gone}
+                write_json(row / "scores.json", {**facts, "scores": left})
 
     def steps(self) -> int:
         """Steps that all finished stages took."""
@@ -310,6 +341,17 @@ class RunDir:
             "skipped": {t["name"]: t["skipped"] for t in tasks},
             "privacy": privacy_facts(config, {row["task"]: row["privacy"] for row in rows if row.get("privacy")}),
         }
+
+
+def read_hashes(folder: Path) -> dict[str, dict[str, str]]:
+    """The hash of each split by task; empty where none were noted. A file that is no such thing is an InputError."""
+    try:
+        found = read_json(folder / DATA_FILE)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(hashes, dict) for hashes in found.values()):
+        raise InputError(f"{folder / DATA_FILE}: is not what a run wrote; restore it, or start anew with --out")
+    return found
 
 
 def _matrix(rows: list[dict], tasks: list[str], kind: str) -> list[list[float | None]]:

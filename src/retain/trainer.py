@@ -33,7 +33,7 @@ from retain.replayer import Replayer
 from retain.schedules import every_steps, round_amount
 from retain.sections import TrainingConfig
 from retain.sharding import is_sharded
-from retain.strategies.base import Batch, Strategy, trained
+from retain.strategies.base import Batch, Strategy, check_training, trained
 from retain.team import Team
 from retain.types import Sample, Task
 
@@ -147,6 +147,7 @@ class Optimization:
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Go on where `progress` was taken."""
         self.done, moments = progress["done"], progress["moments"]
+        check_training(self.lm.model, progress["weights"], moments)
         with torch.no_grad():
             for name, weight in trained(self.lm.model).items():
                 weight.copy_(progress["weights"][name])

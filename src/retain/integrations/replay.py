@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from retain.buffer import Buffer
 from retain.config import Config, dump_config, load_config, make_config
+from retain.conflicts import frame_of_samples, settle_conflicts, stored_tasks
+from retain.data_record import forget_task
 from retain.files import write_json, write_text
-from retain.learner import PACKAGES
+from retain.gate import enforce, raise_replay, replay_factor
+from retain.learner import PACKAGES, warn_of_seed
 from retain.presets import preset_of
 from retain.progress import clear_row
 from retain.relocation import relocate
@@ -30,7 +33,7 @@ from retain.sections import TaskConfig
 from retain.tasks import load_task
 from retain.trace import MemoryTrace, merge_traces
 from retain.trainer import LOWER_RATE, observe, review
-from retain.types import IN_MEMORY, InputError, Sample
+from retain.types import IN_MEMORY, InputError, Sample, Task
 
 log = logging.getLogger("retain")
 RECORD = "retain_losses.safetensors"
@@ -48,9 +51,10 @@ class Step(NamedTuple):
 class Replay:
     """One task that a trainer learns with replay. Its memory lies in `out`, a directory as `retain run` writes it.
 
-    task: its name; test: a file to score it by later (`retain add`, `retain report`). strategy and config: as in
-    `Learner`; in a directory that exists they may be left out and must not differ. Which samples are replayed is a
-    function of the seed, the step and the losses so far, so a stage is resumed by showing it the losses again.
+    task: its name; test: a file to score it by later (`retain add`, `retain report`); supersedes: earlier tasks that it
+    corrects, which are not rehearsed any more. strategy and config: as in `Learner`; in a directory that exists they
+    may be left out and must not differ. Which samples are replayed is a function of the seed, the step and the losses
+    so far, so a stage is resumed by showing it the losses again.
 
     `begin`, then `draw` and `learn` for each optimizer step, then `finish`.
     """
@@ -63,11 +67,13 @@ class Replay:
         *,
         test: str | None = None,
         description: str = "",
+        supersedes: Sequence[str] = (),
         **config: Any,
     ) -> None:
         self.out = Path(out)
         self.given = {**config, **({} if strategy is None else {"strategy": strategy})}
-        spec = {"name": task, "train": IN_MEMORY, "test": test, "description": description}
+        spec = {"name": task, "train": IN_MEMORY, "test": test, "description": description,
+                "supersedes": supersedes if isinstance(supersedes, str) else list(supersedes)}  # fmt: skip
         self.spec = make_config({"tasks": [spec]}, "Replay", need_tasks=False).tasks[0]
         self.begun, self.steps = False, []
         self.counts: Counter[str] = Counter()
@@ -80,24 +86,39 @@ class Replay:
 
     # ---- a stage ---------------------------------------------------------------------------------------
 
-    def begin(self, samples: int, per_epoch: int, batch_size: int, steps: int, described: Mapping[str, Any]) -> None:
+    def begin(
+        self,
+        samples: int,
+        per_epoch: int,
+        batch_size: int,
+        steps: int,
+        described: Mapping[str, Any],
+        sample: Callable[[str, int], Sample] | None = None,
+    ) -> None:
         """Open the directory and plan a stage of `steps` over `samples` new ones, of which an epoch takes `per_epoch`,
         `batch_size` a step.
 
-        described: model, LoRA and training as the configuration of a new directory tells them. Raises InputError for
-        a strategy that needs retain's own loop, and for a task that is learned already.
+        described: model, LoRA and training as the configuration of a new directory tells them. sample: the one with
+        this id from this row of the data, for what the new data correct; without it nobody looks. Raises InputError
+        for a strategy that needs retain's own loop, for a task that is learned already, and for `conflicts: error`;
+        GateError where the stage before has scores and misses `gate.after_stage: stop`.
         """
         self.dir = RunDir(self.out)
         self.config = self._claim(described)
         rows = self.dir.rows()
         last = self.dir.scores(rows[-1])
+        if last["scores"]:  # which `retain add` makes
+            enforce(self.dir, self.config)
         self.number, self.samples = len(rows), samples
         self.first_step = self.dir.steps()
+        self.dir.forget_row(self.number)  # a stopped stage is led through all its steps again
         self.buffer = self._buffer()
+        self._correct(sample)
         self._digest = _digest(self.buffer)
         training = {"batch_size": batch_size, "micro_batch_size": None, "max_steps": steps}
-        config = self.config.model_copy(update={"training": self.config.training.model_copy(update=training)})
-        self.plan = plan_stage(config, self.spec.name, per_epoch, self.buffer.seen, self.first_step)
+        config = raise_replay(self.config, replay_factor(self.dir, self.config))
+        config = config.model_copy(update={"training": config.training.model_copy(update=training)})
+        self.plan = plan_stage(config, self.spec.name, per_epoch, len(self.buffer), self.first_step)
         self.buffer.memory.set_unit(self.plan.time_unit or 1.0, self.first_step)
         self.replayer = Replayer(self.plan, config, self.number, self.first_step, self.buffer.memory,
                                  self.buffer.confidences,
@@ -226,9 +247,13 @@ class Replay:
         if self.dir.config_file.exists():
             config = self._laid_over(load_config(self.dir.config_file, need_tasks=False), config)
         check_supported(config)
+        free = self.dir.taken_back()
+        config = config.model_copy(update={"tasks": [task for task in config.tasks if task.name not in free]})
         config = self.dir.claim(config)
         self.dir.settle()
+        warn_of_seed(config)
         self._check_task(config)
+        forget_task(self.dir, self.spec.name)
         self.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         if not self.dir.rows():
             self.dir.log_start(config, self.versions)
@@ -246,11 +271,14 @@ class Replay:
         return make_config(values, "Replay", need_tasks=False)
 
     def _check_task(self, config: Config) -> None:
-        name, learned = self.spec.name, [self.dir.scores(row)["task"] for row in self.dir.rows()[1:]]
+        name, learned = self.spec.name, self.dir.learned()
         if name in learned:
             raise InputError(f"task {name!r}: {self.out} has learned it already; give this one another name")
         if name in [task.name for task in config.tasks if task.train != IN_MEMORY]:
             raise InputError(f"task {name!r}: is for `retain run` to learn in {self.out}; give this one another name")
+        known = {*learned, *([config.buffer.seed.name] if config.buffer.seed else [])}
+        if unknown := [old for old in self.spec.supersedes if old not in known]:
+            raise InputError(f"supersedes: {unknown[0]!r} is no task that {self.out} learned before")
         if left := [task.name for task in config.tasks if task.train and task.name not in {*learned, name}]:
             command = f"`retain run {self.dir.config_file}`"
             raise InputError(f"{self.out}: {left[0]} is not learned yet; {command} goes on with it first")
@@ -261,8 +289,19 @@ class Replay:
         seeded = self.number == 1 and config.buffer.seed and preset_of(config.strategy).keeps_buffer
         seed = load_task(config.buffer.seed, config, self.out, needs_test=False).train if seeded else []
         buffer = self.dir.load_buffer(config, seed)
-        self._task_of = {one: sample.task for one, sample in buffer.samples.items()}
+        if seed:
+            self.dir.log("seed", stage=self.number, samples=len(seed), kept=len(buffer))
         return buffer
+
+    def _correct(self, sample: Callable[[str, int], Sample] | None) -> None:
+        """What newer data correct leaves the buffer, as before a stage of `retain run` (`settle_conflicts`)."""
+        rows = range(self.samples) if sample and self.buffer.samples else ()
+        new = [sample(self._stub(row).id, row) for row in rows]
+        config = self.config.model_copy(update={"tasks": [*self.config.tasks, self.spec]})
+        stages = [*stored_tasks(self.buffer, self.dir.learned()),
+                  Task(self.spec.name, train=new, frame=frame_of_samples(new))]  # fmt: skip
+        settle_conflicts(self.buffer, config, stages, self.dir.log)
+        self._task_of = {one: sample.task for one, sample in self.buffer.samples.items()}
 
     def _stub(self, row: int) -> Sample:
         """The sample of a row without its texts, which only those need that the memory keeps."""

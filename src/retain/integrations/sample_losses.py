@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from retain.types import InputError
 
+TOKENS_AT_ONCE = 256
 IGNORED = -100  # the label of a token that bears no loss
 
 
@@ -37,9 +38,7 @@ def losses_of_samples(inputs: Mapping[str, Any], output: Any, samples: int, shif
     if getattr(output, "log_probs", None) is not None:  # TRL's fused head
         each = -output.log_probs[counted]
     elif getattr(output, "logits", None) is not None:
-        logits = output.logits[:, : labels.shape[1]][counted]
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        each = F.cross_entropy(logits, labels[counted].to(logits.device), reduction="none")
+        each = token_losses(output.logits, labels.to(output.logits.device), counted.to(output.logits.device))
     else:
         raise InputError("the model's output has no logits (a fused loss, as Liger's, hides them); switch it off")
     size = max(samples, int(owners.max()) + 1)
@@ -49,6 +48,20 @@ def losses_of_samples(inputs: Mapping[str, Any], output: Any, samples: int, shif
     if counts[samples:].any():
         raise InputError(f"a batch of {samples} rows holds {size} samples; packed rows are not supported")
     return SampleLosses((sums / counts.clamp(min=1))[:samples], tokens[:samples].to(each.device))
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """-log p of the labels that count, (K,), from logits (B, T, V), labels and mask (B, T or less).
+
+    In parts, for a second copy of all logits would take more memory than training does, and most of the time.
+    """
+    places = [place.split(TOKENS_AT_ONCE) for place in (*counted.nonzero(as_tuple=True), labels[counted])]
+    parts = []
+    for row, column, target in zip(*places, strict=True):
+        part = logits[row, column]
+        part = part.float() if part.dtype.itemsize < 4 else part
+        parts.append(F.cross_entropy(part, target, reduction="none"))
+    return torch.cat(parts)
 
 
 def owners_of(inputs: Mapping[str, Any], labels: torch.Tensor, samples: int, shifted: bool) -> tuple:

@@ -24,9 +24,10 @@ def check_trainer(trainer: Trainer) -> None:
     reason = None
     if args.world_size > 1 or args.n_gpu > 1:
         reason = "several processes or GPUs: not supported yet; start one process with one device"
-    elif getattr(args, "packing", False):
-        reason = ("packing=True: a packed row holds several samples, and a stage is planned in samples; set "
-                  "packing=False, and padding_free=True to compute no padding either")  # fmt: skip
+    elif packing := next((name for name in ("packing", "sample_packing") if getattr(args, name, False)), None):
+        flat = "padding_free" if packing == "packing" else "batch_flattening"
+        reason = (f"{packing}=True: a packed row holds several samples, and a stage is planned in samples; set "
+                  f"{packing}=False, and {flat}=True to compute no padding either")  # fmt: skip
     elif data is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         reason = "train_dataset: replay is planned over a known number of rows; give one with a length"
     elif args.auto_find_batch_size:
@@ -61,10 +62,13 @@ def longest(trainer: Trainer) -> int:
 
 
 def texts_of(row: Mapping[str, Any], lm: LanguageModel, identity: str, task: str) -> Iterator[Sample]:
-    """What a row may be as text: its own columns (chat, prompt and completion), then its tokens decoded."""
+    """What a row may be as text, at least one: its own columns (chat, prompt and completion), then its tokens decoded.
+
+    Raises InputError where it has neither.
+    """
     tokenizer = lm.tokenizer
     closing = tokenizer.eos_token or ""
-    row = dict(row)
+    row, found = dict(row), False
     if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
         row["messages"] = row["prompt"] + row["completion"]
     elif isinstance(row.get("completion"), str):
@@ -75,8 +79,11 @@ def texts_of(row: Mapping[str, Any], lm: LanguageModel, identity: str, task: str
                 prompt, answer, messages = form.parse(row, "")
             except ValueError:  # of a form that the memory does not keep, such as tool calls
                 continue
+            found = True
             yield Sample(identity, task, prompt, answer, messages=messages)
     ids = [int(token) for token in row.get("input_ids", ())]
+    if not ids and not found:
+        raise InputError(f"{identity}: no text to keep; rows need input_ids, prompt and completion, or messages")
     if not ids:
         return
     if lm.is_encoder_decoder:

@@ -53,6 +53,8 @@ def newest_adapter(out: str | Path) -> Path | None:
 class Numbered(torch.utils.data.Dataset):
     """A data set whose items come with their row."""
 
+    column_names = None  # which Axolotl's trainer asks for
+
     def __init__(self, rows: Any) -> None:
         self.rows = rows
 
@@ -182,7 +184,7 @@ class ReplayMixin:
         dropped = samples % args.per_device_train_batch_size if args.dataloader_drop_last else 0
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self._lm = LanguageModel(self.model, self.processing_class, longest(self))
-        self.replay.begin(samples, samples - dropped, batch, self.state.max_steps, described(self, batch))
+        self.replay.begin(samples, samples - dropped, batch, self.state.max_steps, described(self, batch), self._text)
         self._inexact = 0
         if self._checkpoint:
             self.replay.restore(Path(self._checkpoint))
@@ -221,8 +223,6 @@ class ReplayMixin:
         """A row of the training data as the memory keeps it: text that gives its tokens again, where there is one."""
         row = self.train_dataset[row]
         candidates = list(texts_of(row, self._lm, identity, self.replay.spec.name))
-        if not candidates:
-            raise InputError(f"{identity}: no text to keep; rows need input_ids, prompt and completion, or messages")
         self._lm.forget()
         if "input_ids" not in row:
             return candidates[0]
@@ -235,6 +235,10 @@ class ReplayMixin:
         if self._inexact == 1:
             log.warning("%s: when replayed its tokens will differ from the row's (its labels or its end)", identity)
         return candidates[0]
+
+    def _text(self, identity: str, row: int) -> Sample:
+        """A row as it reads, whatever its tokens."""
+        return next(texts_of(self.train_dataset[row], self._lm, identity, self.replay.spec.name))
 
     def _save_adapter(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)

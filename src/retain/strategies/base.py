@@ -127,6 +127,28 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+class StateError(ValueError):
+    """What an earlier stage left does not belong to this model."""
+
+
+def check_shapes(tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor], what: str) -> None:
+    """StateError unless `tensors` are of the names and shapes of `like`."""
+    for name in dict.fromkeys([*like, *tensors]):
+        shapes = [tuple(found[name].shape) if name in found else "none" for found in (tensors, like)]
+        if shapes[0] != shapes[1]:
+            raise StateError(f"{what} of {name}: {shapes[0]}, and the model has {shapes[1]}")
+
+
+def check_training(model: torch.nn.Module, weights: Tensors, moments: Mapping[str, Tensors]) -> None:
+    """StateError unless saved weights, and AdamW's moments by the number of their parameter, are of this model."""
+    parameters = trained(model)
+    check_shapes(weights, parameters, "weights")
+    numbered = {str(number): parameter for number, parameter in enumerate(parameters.values())}
+    for name in ("exp_avg", "exp_avg_sq"):
+        found = {number: values[name] for number, values in moments.items()}
+        check_shapes(found, {number: numbered[number] for number in found}, name)
+
+
 def snapshot(model: torch.nn.Module) -> Tensors:
     """A copy of the trained parameters."""
     return {name: parameter.detach().clone() for name, parameter in trained(model).items()}

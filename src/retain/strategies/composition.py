@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from retain.strategies.base import Batch, Context, Strategy, Tensors, prefixed, under
+from retain.strategies.base import Batch, Context, StateError, Strategy, Tensors, prefixed, under
 from retain.types import InputError, Task
 
 STATE_FILE = "strategy.safetensors"
+RESTORE = "restore it, or start anew with --out"
 
 
 class Combined(Strategy):
@@ -22,15 +24,25 @@ class Combined(Strategy):
     def __init__(self, parts: Mapping[str, Strategy], context: Context | None = None) -> None:
         super().__init__(None, context)
         self.parts = dict(parts)
+        self.source: Path | None = None  # the file of the state that was taken over
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:
-        for part in self.parts.values():
-            part.begin_task(model, task)
+        with self._of_source():
+            for part in self.parts.values():
+                part.begin_task(model, task)
 
     def losses(self, model: torch.nn.Module, batch: Batch, base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        for part in self.parts.values():
-            base = part.losses(model, batch, base, logits)
+        with self._of_source():
+            for part in self.parts.values():
+                base = part.losses(model, batch, base, logits)
         return base
+
+    @contextmanager
+    def _of_source(self) -> Iterator[None]:
+        try:
+            yield
+        except StateError as error:
+            raise InputError(f"{self.source}: missing or broken ({error}); {RESTORE}") from None
 
     def adjust_gradients(self, model: torch.nn.Module) -> None:
         for part in self.parts.values():
@@ -64,8 +76,8 @@ class Combined(Strategy):
         """Take over what `save` wrote; a missing or broken file is an InputError."""
         if not self.parts:
             return
-        path = folder / STATE_FILE
+        self.source = folder / STATE_FILE
         try:
-            self.load_state_dict(load_file(path, device=str(device)))
+            self.load_state_dict(load_file(self.source, device=str(device)))
         except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path}: missing or broken ({error}); restore it, or start anew with --out") from None
+            raise InputError(f"{self.source}: missing or broken ({error}); {RESTORE}") from None

@@ -8,7 +8,7 @@ import torch
 
 from retain.losses import row_losses
 from retain.memory.random import hash_ids
-from retain.strategies.base import Batch, Strategy, Tensors
+from retain.strategies.base import Batch, StateError, Strategy, Tensors
 from retain.types import Sample, Task
 
 
@@ -50,6 +50,8 @@ class DarkExperienceReplay(Strategy):
         errors = logits.new_zeros(len(logits), dtype=base.dtype)
         for place in replayed:
             mine, (values, tokens) = batch.row.owners == place, entries[place]
+            if int(mine.sum()) != len(values):
+                raise StateError(f"logits of {len(values)} tokens for {batch.samples[place].id}, which has others")
             now = logits[mine].gather(-1, tokens.long())
             errors[mine] = (now - values).to(base.dtype).pow(2).mean(-1)
         weights = torch.ones_like(base)
@@ -75,7 +77,12 @@ class DarkExperienceReplay(Strategy):
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         if tensors:
-            counts = tensors["counts"].tolist()
+            counts, shapes = tensors["counts"].tolist(), [tuple(tensors[name].shape) for name in ("values", "tokens")]
+            vocabulary = self.context.lm.model.get_output_embeddings().weight.shape[0]
+            if shapes[0] != shapes[1] or len(shapes[0]) != 2 or not tensors["values"].is_floating_point():
+                raise StateError(f"values and tokens of the shapes {shapes[0]} and {shapes[1]}")
+            if not ((tensors["tokens"] >= 0) & (tensors["tokens"] < vocabulary)).all():
+                raise StateError(f"tokens that are none of the model's {vocabulary}")
             parts = zip(tensors["values"].split(counts), tensors["tokens"].split(counts), strict=True)
             self.stored = dict(zip(tensors["hashes"].tolist(), parts, strict=True))
 

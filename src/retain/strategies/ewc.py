@@ -22,6 +22,7 @@ class Ewc(QuadraticPenalty):
 
     def begin_task(self, model: torch.nn.Module, task: Task) -> None:
         self.strength = self.options.weight
+        self._check_state(model)
 
     def end_task(self, model: torch.nn.Module, task: Task) -> None:
         samples = self.context.draw(task.train, self.options.samples, step=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from retain.strategies.base import Strategy, Tensors, trained
+from retain.strategies.base import Strategy, Tensors, check_shapes, trained
 
 
 class QuadraticPenalty(Strategy):
@@ -20,6 +20,11 @@ class QuadraticPenalty(Strategy):
         super().__init__(*arguments)
         self.precision: Tensors = {}
         self.center: Tensors = {}
+
+    def _check_state(self, model: torch.nn.Module) -> None:
+        """StateError where precision and center of earlier stages are not those of the trained parameters."""
+        for what in ("precision", "center") if self.context.stage > 1 else ():
+            check_shapes(getattr(self, what), trained(model), what)
 
     def adjust_gradients(self, model: torch.nn.Module) -> None:
         for name, parameter in trained(model).items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from retain.strategies.base import Tensors, prefixed, snapshot, trained, under
+from retain.strategies.base import Tensors, check_shapes, prefixed, snapshot, trained, under
 from retain.strategies.quadratic import QuadraticPenalty
 from retain.types import Task
 
@@ -26,6 +26,7 @@ class SynapticIntelligence(QuadraticPenalty):
         self.path = {name: torch.zeros_like(value) for name, value in self.start.items()}
         self.gradient: Tensors = {}
         self.center = self.start
+        self._check_state(model)
 
     def adjust_gradients(self, model: torch.nn.Module) -> None:
         self._follow(model)
@@ -44,6 +45,7 @@ class SynapticIntelligence(QuadraticPenalty):
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         for name, tensors in progress.items():
+            check_shapes(tensors, {key: self.start[key] for key in tensors}, name)
             setattr(self, name, {key: value.to(self.start[key].device) for key, value in tensors.items()})
 
     def end_task(self, model: torch.nn.Module, task: Task) -> None:

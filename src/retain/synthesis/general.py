@@ -75,6 +75,7 @@ def write_seed(lm: LanguageModel, config: Config, folder: Path, record: Callable
     kept = [card.sample(f"{card.name}/synthetic/0/{k}", one.input, one.answer) for k, one in enumerate(written.kept)]
     buffer = Buffer(config.buffer, config.memory, config.seed)
     buffer.seed_with(kept)
+    record("seed", stage=0, samples=len(kept), kept=len(buffer))
     buffer.save(folder)
     return {"seconds": written.seconds, "generated_tokens": written.tokens}
 
