@@ -75,6 +75,7 @@ LAYERS = {
     "sampling": 2,
     "likelihood": 2,
     "generation": 2,
+    "vllm_engine": 2,
     "synthesis": 2,
     "slots": 2,
     "dp_sgd": 2,

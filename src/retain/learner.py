@@ -39,6 +39,7 @@ from retain.tasks import load_task
 from retain.trace import merge_traces
 from retain.trainer import LOWER_RATE, Stage
 from retain.types import InputError, Task
+from retain.vllm_engine import check_engine
 
 log = logging.getLogger("retain")
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
@@ -80,6 +81,8 @@ class Learner:
         check_installed(config.privacy)
         chosen = preset_of(config.strategy)
         check_demonstrations(config)
+        if chosen.source or config.written_seed:
+            check_engine(config)
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
         self.started = time.perf_counter()
@@ -93,7 +96,8 @@ class Learner:
         seed = config.buffer.seed
         warn_of_seed(config)
         self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
-        self._versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        used = [*PACKAGES, *(["vllm"] if config.synthesis.engine == "vllm" else [])]
+        self._versions = {name: importlib.metadata.version(name) for name in used}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
         self._log_start()
 

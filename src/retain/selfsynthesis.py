@@ -29,6 +29,7 @@ from retain.synthesis.prompts import SHOWING, Pair, prompts, writing_prompt
 from retain.synthesis.watch import drifted, real_perplexities, watch
 from retain.synthesis.writer import Writer, Written
 from retain.types import Frame, InputError, Sample, Task
+from retain.vllm_engine import check_engine
 
 log = logging.getLogger("retain")
 
@@ -48,6 +49,7 @@ class SelfSynthesis:
     def __init__(
         self, lm: LanguageModel, config: Config, folder: Path | None, log: Log, past: Sequence[Task] = ()
     ) -> None:
+        check_engine(config, lm)
         self.lm, self.config, self.log = lm, config, log
         self.at_hand = {task.name: task for task in past if task.train}
         self.cards: dict[str, TaskCard] = {}

@@ -34,6 +34,7 @@ class SynthesisConfig(Section):
     max_attempts: Count = 5
     min_yield: Probability = 0.05
     every: Count | None = None
+    engine: Literal["transformers", "vllm"] = "transformers"
 
     @field_validator("prompt")
     @classmethod
@@ -64,6 +65,13 @@ class SynthesisConfig(Section):
         if source == "training" and method == "in-context" and not count:
             raise ValueError("training needs demonstrations: how many each prompt shows, such as 4")
         return source
+
+
+class VllmConfig(Section):
+    """What an engine of vLLM takes of the machine (`synthesis.engine: vllm`); no text depends on it."""
+
+    gpu_memory_utilization: Share = 0.3
+    max_model_len: Count | None = None
 
 
 class FiltersConfig(Section):

@@ -30,6 +30,7 @@ from retain.synthesis.selection import in_proportion, nearest_to_centroids
 from retain.synthesis_sections import FiltersConfig
 from retain.team import Team
 from retain.types import InputError, Sample
+from retain.vllm_engine import Draw, writing
 
 log = logging.getLogger("retain")
 
@@ -85,6 +86,7 @@ class Writer:
     def __init__(self, lm: LanguageModel, config: Config) -> None:
         self.lm, self.config, self.synthesis = lm, config, config.synthesis
         self._embedded: dict[str, np.ndarray] = {}
+        self._draw: Draw | None = None
         private = config.privacy.epsilon_per_token is not None
         self.clip = config.privacy.clip if private else None
         self.seed = Team.launched().agree(noise_seed(config.privacy)) if private else config.seed
@@ -104,7 +106,7 @@ class Writer:
         passed: list[Candidate] = []
         alone, together = Counter(), Funnel([])
         bar = tqdm(total=count, desc=f"write {card.name}", unit="sample", delay=2, leave=False, disable=None)
-        with bar:
+        with bar, writing(self.lm, self.config) as self._draw:
             while (lacking := self._lacking(card, together, count * oversample)) and written.generated < limit:
                 amount = _round_size(sum(lacking.values()), len(together.kept), written)
                 labels = in_proportion(lacking, min(amount, limit - written.generated))
@@ -184,19 +186,18 @@ class Writer:
         found: list[Any] = [None] * len(requests)
         for k, way in enumerate(ways):
             places = range(k, len(requests), len(ways))
-            texts = sample(
-                self.lm,
-                [requests[place] for place in places],
-                way,
-                length,
-                batch_size=config.batch_size,
-                seed=(*seed, k),
-                until=until,
-            )
+            texts = self._texts([requests[place] for place in places], way, length, (*seed, k), until)
             for place, text in zip(places, texts, strict=True):
                 found[place] = text
         written.tokens += sum(text.tokens for text in found)
         return found
+
+    def _texts(
+        self, requests: list[list[int]], way: Sampling, length: int, seed: tuple[int, ...], until: Sequence[int] = ()
+    ) -> list[Generated]:
+        """Texts for the requests by the engine that `synthesis.engine` names."""
+        draw, size = self._draw or sample, self.synthesis.batch_size
+        return draw(self.lm, requests, way, length, batch_size=size, seed=seed, until=until)
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
@@ -244,9 +245,7 @@ class Writer:
         """A written answer for each prompt and exp of its mean token log-probability."""
         length = self.synthesis.max_output_tokens
         if self.synthesis.answers == "greedy":
-            found = sample(
-                self.lm, requests, Sampling(top_k=1), length, batch_size=self.synthesis.batch_size, seed=seed
-            )
+            found = self._texts(requests, Sampling(top_k=1), length, seed)
             written.tokens += sum(text.tokens for text in found)
         else:
             found = self._sample(requests, length, seed, written)
