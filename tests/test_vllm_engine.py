@@ -280,6 +280,10 @@ def test_a_finished_run_writes_by_it_too(engines, no_other, tmp_path):
     assert engines[0].requests[-1][1].temperature == 1.2
 
 
+def test_what_writes_nothing_needs_no_engine(tmp_path):
+    assert results(run_case(tmp_path, "run", strategy="none"))["finished"]
+
+
 # ---- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -347,6 +351,7 @@ def test_another_version(version, complaint, tmp_path, monkeypatch):
 
 
 def test_several_processes(engines, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="in one process only"):
         check_engine(config_of())

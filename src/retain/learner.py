@@ -81,7 +81,8 @@ class Learner:
         check_installed(config.privacy)
         chosen = preset_of(config.strategy)
         check_demonstrations(config)
-        if chosen.source or config.written_seed:
+        by_vllm = config.synthesis.engine == "vllm" and bool(chosen.source or config.written_seed)
+        if by_vllm:
             check_engine(config)
         if chosen.name == AUTO:
             raise InputError("strategy: auto looks at all tasks at once; use `retain run`, or name a strategy")
@@ -96,8 +97,7 @@ class Learner:
         seed = config.buffer.seed
         warn_of_seed(config)
         self._seed = load_task(seed, config, base, needs_test=False).train if seed and not seed.synthesize else []
-        used = [*PACKAGES, *(["vllm"] if config.synthesis.engine == "vllm" else [])]
-        self._versions = {name: importlib.metadata.version(name) for name in used}
+        self._versions = {name: importlib.metadata.version(name) for name in PACKAGES + ("vllm",) * by_vllm}
         self._versions["python"] = ".".join(map(str, sys.version_info[:3]))
         self._log_start()
 

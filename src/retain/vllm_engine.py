@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from retain import launcher
 from retain.batching import Encoded
 from retain.config import Config
 from retain.generation import Generated
@@ -117,7 +117,7 @@ def _obstacles(config: Config) -> Iterator[str]:
         yield f"writes with the base model and one LoRA adapter, which strategy {found[0]} is not; leave that out"
     if not COLDEST <= config.synthesis.temperature <= HOTTEST:
         yield f"takes a synthesis.temperature of {COLDEST} to {HOTTEST}, not {config.synthesis.temperature:g}"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launcher.processes() > 1:
         yield "writes in one process only; start retain without a launcher"
     try:
         version = importlib.metadata.version("vllm")
