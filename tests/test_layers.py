@@ -23,6 +23,8 @@ LAYERS = {
     "config_errors": 0,
     "config_yaml": 0,
     "presets": 0,
+    "extending": 0,
+    "strategy_options": 0,
     "privacy": 0,
     "memory": 0,
     "schedules": 0,
