@@ -67,8 +67,9 @@ def test_operations_are_those_that_torch_counts(lm):
 
 
 def test_kept_activations_are_near_those_that_torch_keeps():
-    """In 16 bits norms keep float32 copies too, which the count allows for; in 32 bits it is above."""
-    for dtype, low, high in ((torch.bfloat16, 0.75, 1.5), (torch.float32, 1.0, 2.0)):
+    """In 16 bits norms keep float32 copies too, which the count allows for, and attention written out keeps one more
+    matrix; in 32 bits the count is above."""
+    for dtype, low, high in ((torch.bfloat16, 0.7, 1.5), (torch.float32, 1.0, 2.0)):
         model = _attach_lora(tiny_llama(dtype), LoraConfig(r=4), 1).train()
         shape, logits = shape_of(LanguageModel(model, byte_tokenizer(), 128)), 4 * 258 * 4
         for tokens in (32, 128):
