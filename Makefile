@@ -8,9 +8,10 @@ INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 TESTING = $(VENV)/.testing
 LINTING = $(VENV)/.linting
+DOCUMENTING = $(VENV)/.documenting
 BENCHMARKING = $(VENV)/.benchmarking
 
-.PHONY: help quickstart test crash fuzz lint benchmark clean
+.PHONY: help quickstart test crash fuzz lint benchmark docs clean
 
 help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
@@ -19,6 +20,7 @@ help:
 	@echo "make fuzz        throw hostile files at every reader, 10 minutes each (FUZZ_ARGS='--minutes 1 config')"
 	@echo "make lint        check the style with ruff"
 	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
+	@echo "make docs        build the pages as a site in build/site"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
 
 quickstart: $(MODEL)
@@ -42,6 +44,9 @@ benchmark: $(MODEL) $(BENCHMARKING)
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/replayify_throughput.py
 	$(BIN)/python benchmarks/synthesis_throughput.py
+
+docs: $(DOCUMENTING)
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -68,6 +73,10 @@ $(TESTING): $(INSTALLED)
 
 $(BENCHMARKING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmark]'
+	touch $@
+
+$(DOCUMENTING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(LINTING): $(INSTALLED)

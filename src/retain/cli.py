@@ -13,6 +13,7 @@ from retain import cli_care
 from retain.cli_add import add, export
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
+from retain.cli_plan import plan
 from retain.types import InputError
 
 if TYPE_CHECKING:
@@ -112,25 +113,7 @@ app.command()(compare)
 cli_care.register(app)
 
 
-@app.command()
-@guarded
-def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show when and how much a configuration would replay, before any model is loaded.
-
-    \b
-    Examples:
-      retain plan my-run.yaml
-      retain plan my-run.yaml schedule.kind=geometric
-      retain plan my-run.yaml --json | jq .totals
-    """
-    checked, base = _load(config, overrides)
-    from retain.cli_views import calendar, make_plan
-
-    calendar_of_run = make_plan(checked, base)
-    if as_json:
-        print_json(calendar_of_run)
-    else:
-        show(calendar(calendar_of_run))
+app.command()(plan)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from rich.text import Text
 from retain.cache import cache_folder
 from retain.comparison import Comparison
 from retain.config import Config
+from retain.costs import Hardware
 from retain.presets import preset_of
 from retain.types import Sample, Task
 
@@ -23,8 +24,9 @@ MAX_EVENTS_SHOWN = 12
 MAX_TOKENIZED = 500
 
 
-def make_plan(config: Config, base: Path) -> dict[str, Any]:
-    """The JSON of `retain plan`: stages, events, totals, and tokens where the tokenizer is at hand."""
+def make_plan(config: Config, base: Path, on: Hardware | None = None) -> dict[str, Any]:
+    """The JSON of `retain plan`: stages, events, totals, tokens where the tokenizer is at hand, and with `on` what the
+    run costs there."""
     from retain.choosing import settle
     from retain.scheduler import plan_run, plan_to_dict
 
@@ -35,6 +37,10 @@ def make_plan(config: Config, base: Path) -> dict[str, Any]:
     plans = plan_run(config, sizes, len(seed.train) if seed else 0)
     plan = plan_to_dict(plans, _tokens_per_sample(stages, config.model.name, base, config.training.max_length))
     plan["totals"] |= _to_write(config, sizes)
+    if on:
+        from retain.estimates import estimate
+
+        plan["estimate"] = estimate(config, base, tasks, plans, on)
     return {**plan, "choice": {"taken": asked is not config, **asdict(choice)}}
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from retain import presets, privacy
 from retain.config_errors import Problem, problem_report, problems_of
 from retain.config_yaml import Lines, apply_override, dump_yaml, read_yaml
+from retain.metrics import given_metric
 from retain.sections import (
     BUILTIN,
     TASK_NAME,
@@ -218,6 +219,8 @@ def _spell_task(task: Any) -> Any:
     """`reviews` and `{builtin: reviews, ...}` as a task whose splits are the built-in ones."""
     if isinstance(task, str) and TASK_NAME.fullmatch(task.removeprefix(BUILTIN)):
         task = {"builtin": task.removeprefix(BUILTIN)}
+    if isinstance(task, dict) and callable(task.get("metric")):  # handed over by a program
+        task = {**task, "metric": given_metric(task["metric"])}
     if not isinstance(task, dict) or not isinstance(task.get("builtin"), str):
         return task
     name = task["builtin"]

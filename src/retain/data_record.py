@@ -1,15 +1,22 @@
-"""Are the data still those that a run began with? Their hashes stand in one file of its directory."""
+"""Are data and code of the user's own still those that a run began with? Hashes in its directory tell."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
+from retain.config import Config
+from retain.extending import code_of, is_import_path
 from retain.files import write_json
+from retain.presets import preset_of
+from retain.reading import parse_json, read_lines
 from retain.rundir import DATA_FILE, TAKEN_BACK, RunDir, read_hashes
 from retain.tasks.loading import SPLITS, fingerprint
 from retain.types import InputError, Task
 
+log = logging.getLogger("retain")
 ACCEPTED = "changed"  # stands beside the hashes of a task some stages of which saw other data
 
 
@@ -80,6 +87,33 @@ def check_stage(run: RunDir, row: Path, task: Task, accepted: Collection[str]) -
             f"task {task.name!r}: {row} was trained on {known['task']!r} with other data; "
             "restore the data, or start anew in another directory with --out"
         )
+
+
+def own_code(config: Config) -> dict[str, dict[str, str | None]]:
+    """The version and source hash of each strategy and metric of the user's own, by import path."""
+    names = [*(name for name, _ in preset_of(config.strategy).regularizers), *(task.metric for task in config.tasks)]
+    return {name: code_of(name) for name in dict.fromkeys(names) if is_import_path(name)}
+
+
+def check_code(run: RunDir, config: Config) -> None:
+    """Note the code of the user's own that a run takes, and warn where it is not what the run noted last."""
+    now = own_code(config)
+    if not now:
+        return
+    before: dict[str, Any] = {}
+    for _, line in read_lines(run.journal):
+        try:
+            record = parse_json(line)
+        except ValueError:  # a torn line
+            continue
+        if isinstance(record, dict) and record.get("kind") == "code" and isinstance(record.get("parts"), dict):
+            before |= record["parts"]
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        log.warning("%s: the code of %s changed since the run began; what is finished was made by the old one",
+                    run.path, ", ".join(changed))  # fmt: skip
+    if now != {name: before.get(name) for name in now}:
+        run.log("code", parts=now, changed=changed)
 
 
 def changed_splits(before: dict[str, str], now: dict[str, str], splits: Iterable[str] = SPLITS) -> list[str]:

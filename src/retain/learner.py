@@ -15,7 +15,7 @@ from typing import Any
 
 from retain.config import Config, make_config
 from retain.conflicts import settle_conflicts
-from retain.data_record import check_data, check_stage
+from retain.data_record import check_code, check_data, check_stage
 from retain.device import connect, open_model, peak_memory
 from retain.evaluate import evaluate_task
 from retain.files import write_json
@@ -105,6 +105,7 @@ class Learner:
         """The journal's first line, again where a claim by another configuration emptied the journal."""
         if not self.dir.begun:
             self.dir.log_start(self.config, self._versions, self._team.size)
+        check_code(self.dir, self.config)
 
     @property
     def lm(self) -> LanguageModel:

@@ -5,6 +5,8 @@ A metric takes the model's text and the references and returns the best score ov
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import string
 import unicodedata
@@ -12,6 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from numbers import Real
+
+from retain.extending import given, is_import_path, named
+from retain.types import InputError
 
 ROUGE_BETA = 1.2
 NUMBER = r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,6})?"
@@ -208,7 +214,8 @@ def bleu(prediction: str, references: Sequence[str]) -> float:
     return min(1.0, sacrebleu.sentence_bleu(prediction, list(references), smooth_method="exp").score / 100)
 
 
-METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+Metric = Callable[[str, Sequence[str]], float]
+METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "final_answer": final_answer,
     "squad_f1": squad_f1,
@@ -216,3 +223,45 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "rouge_l": rouge_l,
     "bleu": bleu,
 }
+
+
+def metric(function: Metric) -> Metric:
+    """Decorator: a function of your own of (prediction, references) to [0, 1], which `metric` of a task may name by its
+    import path, my_package.module:my_metric."""
+    METRICS[given(function)] = _checked(function)
+    return function
+
+
+def given_metric(function: Metric) -> str:
+    """The import path of a function that a program hands over as a metric."""
+    metric(function)
+    return given(function)
+
+
+def metric_name(name: str) -> str:
+    """A metric's name, once it is sure that `METRICS` has it. Raises InputError for an import path that leads to no
+    function with the decorator `metric`; another name is for the caller to look up."""
+    if is_import_path(name) and name not in METRICS:
+        named(name)
+        if name not in METRICS:
+            raise InputError(
+                f"{name!r} does not have the decorator retain.metrics.metric; only such a function is allowed"
+            )
+    return name
+
+
+def _checked(function: Metric) -> Metric:
+    """The function, whose errors and scores outside [0, 1] are InputErrors."""
+    where = f"metric {function.__module__}:{function.__qualname__}"
+
+    @functools.wraps(function)
+    def scored(prediction: str, references: Sequence[str]) -> float:
+        try:
+            score = function(prediction, references)
+        except Exception as error:  # whatever the user's function raises
+            raise InputError(f"{where}: {type(error).__name__} ({error}) for the answer {prediction[:80]!r}") from error
+        if not isinstance(score, Real) or not math.isfinite(score) or not 0 <= score <= 1:
+            raise InputError(f"{where}: {score!r} for the answer {prediction[:80]!r}; a score is a number from 0 to 1")
+        return float(score)
+
+    return scored

@@ -6,12 +6,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from retain.config_errors import problem_report, problems_of
-from retain.sections import Count, NonNegative, Positive, Probability, Section, Share
+from retain.extending import Extension, given, is_import_path, named
+from retain.sections import Section
+from retain.strategy_options import (
+    AGemOptions,
+    DerOptions,
+    EwcOptions,
+    GemOptions,
+    L2Options,
+    LwfOptions,
+    OLoraOptions,
+    OsfOptions,
+    SiOptions,
+)
 from retain.types import InputError
 
 DEFAULT = "mssr"
@@ -137,70 +149,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-class L2Options(Section):
-    """Distance to the last stage's weights."""
-
-    weight: NonNegative = 0.5
-
-
-class EwcOptions(Section):
-    """Elastic weight consolidation."""
-
-    weight: NonNegative = 5000.0
-    online: bool = False
-    decay: Probability = 0.9
-    samples: Count = 128
-    labels: Literal["model", "data"] = "model"
-
-
-class SiOptions(Section):
-    """Synaptic intelligence."""
-
-    weight: NonNegative = 10.0
-    damping: Positive = 0.001
-
-
-class LwfOptions(Section):
-    """Learning without forgetting."""
-
-    weight: NonNegative = 1.0
-    temperature: Positive = 2.0
-
-
-class DerOptions(Section):
-    """Dark experience replay (++)."""
-
-    alpha: NonNegative = 0.5
-    beta: NonNegative = 1.0
-    top_k: Count = 64
-
-
-class OLoraOptions(Section):
-    """Orthogonal subspaces for the adapters of each stage."""
-
-    weight: NonNegative = 0.5
-    l2: NonNegative = 0.0
-
-
-class GemOptions(Section):
-    """Gradient episodic memory."""
-
-    margin: NonNegative = 0.5
-    samples: Count = 16
-
-
-class AGemOptions(Section):
-    """Averaged gradient episodic memory."""
-
-    samples: Count = 32
-
-
-class OsfOptions(Section):
-    """Orthogonal subspace fine-tuning."""
-
-    preserved: Share = 0.5
-
-
 @dataclass(frozen=True, slots=True)
 class Regularizer:
     """One method that acts on losses or gradients. `preset`: the replay it brings where none is named;
@@ -233,6 +181,22 @@ CLASHES: dict[frozenset[str], str] = {
         for name in ("si", "l2", "ewc")
     },
 }
+
+
+def regularizer(name: str) -> Regularizer | None:
+    """The row of a built-in regularizer, or one made of a class of the user's own; None for another name.
+
+    Raises InputError for an import path that leads to no such class.
+    """
+    if not is_import_path(name):
+        return REGULARIZERS.get(name)
+    found = named(name)
+    if not isinstance(found, type) or not issubclass(found, Extension):
+        raise InputError(f"{name!r} is not a subclass of retain.strategies.base.Strategy; only such a class is allowed")
+    if not isinstance(found.Options, type) or not issubclass(found.Options, Section):
+        raise InputError(f"{name!r}: its Options are no subclass of retain.sections.Section")
+    return Regularizer((found.__doc__ or name).strip().partition("\n")[0], found.Options, buffer=found.needs_buffer)
+
 
 NAMES: tuple[str, ...] = (*PRESETS, *SOURCES, *REGULARIZERS, AUTO)
 
@@ -268,16 +232,18 @@ def preset_of(value: Any) -> Resolved:
     """
     parts = _checked([_named(part) for part in _parts(value)], value)
     schedule, source = (next((name for name in table if name in parts), None) for table in (PRESETS, SOURCES))
-    regularizers = tuple((name, parts[name]) for name in REGULARIZERS if name in parts)
+    own = [name for name in parts if is_import_path(name)]
+    regularizers = tuple((name, parts[name]) for name in (*REGULARIZERS, *own) if name in parts)
+    rows = [regularizer(name) for name, _ in regularizers]
     if schedule is None and source is None:
-        schedule = next((REGULARIZERS[name].preset for name, _ in regularizers if REGULARIZERS[name].preset), None)
+        schedule = next((row.preset for row in rows if row.preset), None)
     replay = schedule if schedule and PRESETS[schedule].replay else None
     return Resolved(
-        name=" + ".join(name for name in (*SOURCES, *PRESETS, *REGULARIZERS, AUTO) if name in parts),
+        name=" + ".join(name for name in (*SOURCES, *PRESETS, *REGULARIZERS, AUTO, *own) if name in parts),
         replay=replay,
         source=source,
         joint="joint" in parts,
-        keeps_buffer=bool(replay or source) or any(REGULARIZERS[name].buffer for name, _ in regularizers),
+        keeps_buffer=bool(replay or source) or any(row.buffer for row in rows),
         regularizers=regularizers,
     )
 
@@ -299,11 +265,24 @@ def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spell_out(value: Any) -> Any:
-    """The parts of `strategy` as a list in which each regularizer is a mapping, so that its options have keys."""
+    """The parts of `strategy` as a list in which each regularizer is a mapping, so that its options have keys.
+
+    Classes and objects that a program hands over stand as their import paths and options.
+    """
     parts = _parts(value)
-    if not any(isinstance(part, str) and part in REGULARIZERS for part in parts):
-        return value
-    return [{"name": part} if isinstance(part, str) and part in REGULARIZERS else part for part in parts]
+    mapped = [_mapped(part) for part in parts]
+    return value if mapped == parts else mapped
+
+
+def _mapped(part: Any) -> Any:
+    if isinstance(part, Extension):
+        return {"name": given(type(part)), **(part.options.model_dump() if part.options else {})}
+    if isinstance(part, type):
+        return {"name": given(part)}
+    if isinstance(part, dict) and isinstance(part.get("name"), type):
+        return {**part, "name": given(part["name"])}
+    by_name = isinstance(part, str) and (part in REGULARIZERS or is_import_path(part))
+    return {"name": part} if by_name else part
 
 
 def _spelled(chosen: Resolved) -> Any:
@@ -330,27 +309,27 @@ def _named(part: Any) -> tuple[str, Section | None]:
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
         raise InputError(f'{part!r} is neither a name nor {{"name": ..., options}}; {_known()}')
     name = options["name"].strip()
-    given = {key: value for key, value in options.items() if key != "name"}
-    if name not in NAMES:
+    options = {key: value for key, value in options.items() if key != "name"}
+    if name not in NAMES and not is_import_path(name):
         near = get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"unknown strategy {name!r}; {hint}{_known()}")
-    if name in REGULARIZERS:
-        return name, _options(name, given)
-    if given:
+    if row := regularizer(name):
+        return name, _options(name, row.options, options)
+    if options:
         sections = (
             "schedule, trigger, memory and buffer" if name in PRESETS else "synthesis, filters, curriculum and storage"
         )
         raise InputError(
-            f"strategy {name!r} takes no option {str(min(given, key=str))!r}; "
+            f"strategy {name!r} takes no option {str(min(options, key=str))!r}; "
             f"its settings stand in the sections {sections}"
         )
     return name, None
 
 
-def _options(name: str, given: dict[Any, Any]) -> Section:
+def _options(name: str, section: type[Section], options: dict[Any, Any]) -> Section:
     """The options of a regularizer, checked."""
-    section, values = REGULARIZERS[name].options, {str(key): value for key, value in given.items()}
+    values = {str(key): value for key, value in options.items()}
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -378,11 +357,12 @@ def _checked(named: list[tuple[str, Section | None]], value: Any) -> dict[str, S
         if pair <= parts.keys():
             names = " + ".join(name for name in REGULARIZERS if name in pair)
             raise InputError(f"{names!r} do not go together: {reason}")
-    rehearsing = [name for name in others if name in SOURCES or REGULARIZERS[name].preset] if "none" in parts else []
+    replaying = (*SOURCES, *(name for name, row in REGULARIZERS.items() if row.preset))
+    rehearsing = [name for name in others if name in replaying] if "none" in parts else []
     if rehearsing:
         raise InputError(f"'none' replays nothing and {rehearsing[0]!r} does; leave one of them out")
     return {name: parts[name] for name in parts if name != "none" or not others}
 
 
 def _known() -> str:
-    return f"known are {', '.join(NAMES)}"
+    return f"known are {', '.join(NAMES)}, and my_package.module:MyStrategy"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from retain.config_errors import Problem
+from retain.extending import is_import_path
 from retain.presets import DEFAULT, preset_of
 from retain.synthesis_sections import PrivacyConfig
 from retain.types import InputError
@@ -100,6 +101,8 @@ def _training_problems(values: Mapping[str, Any]) -> list[Problem]:
         ("training", "precision"): parts["training"].get("precision") == "float16"
         and "float16 scales the gradients before they are clipped; use bfloat16 or float32",
     }
+    if own := [name for name, _ in chosen.regularizers if is_import_path(name)]:
+        found["strategy",] = f"{own[0]!r} may look at real samples without noise"
     ewc = "ewc" in dict(chosen.regularizers)
     problems = [(path, f"{reason} (privacy.dp_sgd)") for path, reason in found.items() if reason]
     why = "'ewc' measures its Fisher information on real samples without noise; use l2 or si (privacy.dp_sgd)"

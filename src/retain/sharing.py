@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import Config
+from retain.data_record import own_code
 from retain.presets import AUTO, preset_of
 from retain.types import Task
 
@@ -30,7 +31,7 @@ def base_row_key(config: Config, tasks: Sequence[Task]) -> str:
     facts = {name: values[name] for name in ("model", "tasks", "template", "on_invalid", "data_seed", "evaluation")}
     facts |= {name: values["training"][name] for name in ("precision", "max_length")}
     adapters = [name for name, _ in preset_of(config.strategy).regularizers if name in OWN_ADAPTERS]
-    return _digest("base", facts, tasks, adapters=adapters)
+    return _digest("base", facts, tasks, adapters=adapters, **_code(config))
 
 
 def first_stage_key(config: Config, tasks: Sequence[Task]) -> str | None:
@@ -50,7 +51,7 @@ def first_stage_key(config: Config, tasks: Sequence[Task]) -> str | None:
         del values["schedule"]
         for name in REPLAY_ONLY_MEMORY:
             del values["memory"][name]
-    return _digest("stage", values, tasks)
+    return _digest("stage", values, tasks, **_code(config))
 
 
 class SharedRows:
@@ -76,6 +77,11 @@ class SharedRows:
             os.replace(scratch, self.folder / key)
         except OSError:  # another run was first
             shutil.rmtree(scratch)
+
+
+def _code(config: Config) -> dict[str, Any]:
+    """The source of strategies and metrics of the user's own, where there are any."""
+    return {"code": own} if (own := own_code(config)) else {}
 
 
 def _digest(what: str, values: Mapping[str, Any], tasks: Sequence[Task], **more: Any) -> str:

@@ -1,6 +1,7 @@
 """The named strategies: what each does to losses and gradients. What is replayed when stands in `presets`."""
 
 from retain.config import Config
+from retain.extending import is_import_path, named
 from retain.presets import Resolved
 from retain.strategies.agem import AGem
 from retain.strategies.base import Context, Strategy
@@ -32,5 +33,7 @@ def build(chosen: Resolved, context: Context, config: Config) -> Combined:
     parts: dict[str, Strategy] = {}
     if chosen.source:
         parts["synthesis"] = LearnToWrite(context, config.synthesis, config.curriculum.lambda_quality)
-    parts |= {name: STRATEGIES[name](options, context) for name, options in chosen.regularizers}
+    for name, options in chosen.regularizers:
+        strategy = named(name) if is_import_path(name) else STRATEGIES[name]
+        parts[name] = strategy(options, context)
     return Combined(parts, context)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from retain.batching import Row
 from retain.buffer import Buffer
 from retain.cards import TaskCard
+from retain.extending import Extension
 from retain.losses import label_logits, make_rows, row_losses, token_losses
 from retain.memory.random import bits, hash_ids
 from retain.model import LanguageModel
@@ -81,7 +82,7 @@ class Context:
         return [samples[place] for place in keys.argsort(kind="stable")[:count]]
 
 
-class Strategy:
+class Strategy(Extension):
     """Plain fine-tuning. A method overrides only the hooks it needs.
 
     Replay is not a strategy class: which samples a batch holds is decided by the schedule and the

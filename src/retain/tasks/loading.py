@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retain.config import Config
-from retain.metrics import METRICS
+from retain.metrics import METRICS, metric_name
 from retain.reading import parse_json, read_bytes
 from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
@@ -180,9 +180,13 @@ def _check(task: TaskConfig, config: Config, needs_test: bool) -> list[str]:
         check_template(task.template or config.template)
     except InputError as error:
         problems.append(str(error))
-    if task.metric is not None and task.metric not in METRICS:
-        near = suggest(task.metric, list(METRICS))
-        problems.append(f"metric: unknown metric {show(task.metric)}{near}; there are {', '.join(METRICS)}")
+    try:
+        known = task.metric is None or metric_name(task.metric) in METRICS
+    except InputError as error:
+        known = problems.append(f"metric: {error}") or True
+    if not known:
+        near, names = suggest(task.metric, list(METRICS)), ", ".join(METRICS)
+        problems.append(f"metric: unknown metric {show(task.metric)}{near}; there are {names}, and import paths")
     if not (task.train or task.test):
         problems.append("neither train nor test; name a file, builtin:NAME or a Hub name")
     elif needs_test and not task.test:
