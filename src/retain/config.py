@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -215,9 +216,12 @@ def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spell_task(task: Any) -> Any:
-    """`reviews` and `{builtin: reviews, ...}` as a task whose splits are the built-in ones."""
+    """`reviews` and `{builtin: reviews, ...}` as a task whose splits are the built-in ones, `{lm_eval: arc_easy}` as
+    one of that name."""
     if isinstance(task, str) and TASK_NAME.fullmatch(task.removeprefix(BUILTIN)):
         task = {"builtin": task.removeprefix(BUILTIN)}
+    if isinstance(task, dict) and isinstance(task.get("lm_eval"), str):
+        return {"name": re.sub(r"\.ya?ml$", "", Path(task["lm_eval"]).name), **task}
     if not isinstance(task, dict) or not isinstance(task.get("builtin"), str):
         return task
     name = task["builtin"]

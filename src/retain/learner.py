@@ -217,7 +217,7 @@ class Learner:
         """The tasks that a row scores: all that have a test, or with `unseen: false` none before its own stage."""
         everything = row == 0 or self.config.evaluation.unseen or preset_of(self.config.strategy).joint
         later = [] if everything else [task for task in self.tasks if task.is_stage][row:]
-        return [task for task in self.tasks if task.test and task not in later]
+        return [task for task in self.tasks if task.is_scored and task not in later]
 
     def _score_base(self) -> None:
         if not self.dir.rows():
@@ -250,7 +250,7 @@ class Learner:
 
     def _score_task(self, folder: Path, row: int, task: Task, costs: dict[str, float]) -> dict[str, Any]:
         found, predictions = evaluate_task(self.lm, task, self.config.evaluation)
-        if not math.isfinite(found.nll):
+        if found.nll is not None and not math.isfinite(found.nll):
             raise FloatingPointError(f"{task.name}: its held-out loss is not finite; {LOWER_RATE}")
         scores = found.to_dict()
         if found.truncated and row == 0:
