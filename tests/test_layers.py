@@ -92,6 +92,7 @@ LAYERS = {
     "intake": 5,
     "progress": 5,
     "stages": 5,
+    "tracking": 5,
     "run": 5,
     "ssr": 5,
     "compare": 5,

@@ -27,6 +27,7 @@ from retain.sections import (
     Strategy,
     TaskConfig,
     Text,
+    TrackingConfig,
     TrainingConfig,
     TriggerConfig,
 )
@@ -64,6 +65,7 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     gate: GateConfig = GateConfig()
+    tracking: TrackingConfig = TrackingConfig()
     template: Text = "{instruction}\n{input}\nAnswer:\n"
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42
@@ -156,11 +158,11 @@ def dump_config(config: Config) -> str:
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
-    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint`, `vllm` and limits that
-    change no training."""
+    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint`, `vllm`, `tracking` and
+    limits that change no training."""
     before, after = _settings(old), _settings(new)
     trains = "raise_replay" in (old.gate.after_stage, new.gate.after_stage)
-    aside = ("output", "checkpoint", "vllm", *(() if trains else ("gate",)))
+    aside = ("output", "checkpoint", "vllm", "tracking", *(() if trains else ("gate",)))
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in aside]
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -196,11 +198,13 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
-    """Short forms in full: `model: x`, `tasks: [reviews]`, `buffer: {seed: file}`, `memory:` and no more."""
+    """Short forms in full: `model: x`, `tracking: x`, `tasks: [reviews]`, `buffer: {seed: file}`, `memory:` alone."""
     sections = [name for name, field in Config.model_fields.items() if isinstance(field.default, Section)]
     values = {name: value for name, value in values.items() if value is not None or name not in sections}
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
+    if isinstance(values.get("tracking"), str):
+        values["tracking"] = {"trackers": [values["tracking"]]}
     if "strategy" in values:
         values["strategy"] = presets.spell_out(values["strategy"])
     if isinstance(values.get("tasks"), list):

@@ -37,6 +37,7 @@ from retain.stages import StageRun
 from retain.synthesis.general import write_seed
 from retain.tasks import load_task
 from retain.trace import merge_traces
+from retain.tracking import Tracking, check_trackers
 from retain.trainer import LOWER_RATE, Stage
 from retain.types import InputError, Task
 from retain.vllm_engine import check_engine
@@ -79,6 +80,7 @@ class Learner:
     def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
         self._team = connect()
         check_installed(config.privacy)
+        check_trackers(config.tracking)
         chosen = preset_of(config.strategy)
         check_demonstrations(config)
         by_vllm = config.synthesis.engine == "vllm" and bool(chosen.source or config.written_seed)
@@ -92,6 +94,7 @@ class Learner:
         with self._team.first():
             self.dir = follow(out) if self._team.rank else RunDir(out)
             self.config = self.dir.claim(relocate(config, base, self.dir.path), adopt_tasks=tasks is None)
+            self.tracking = Tracking.of(self.config, self.dir, self._team.rank)
             self.dir.settle()
         self._lm: LanguageModel | None = None
         seed = config.buffer.seed
@@ -189,7 +192,7 @@ class Learner:
         settle_conflicts(buffer, self.config, self.stages, lambda kind, **fields: notes.append((kind, fields)))
         stage = self._stage(number, task, len(buffer))
         return StageRun(self.lm, self._accelerator, self.config, self.dir, self.tasks, self.stages[:-1], stage, buffer,
-                        len(self._seed), notes)  # fmt: skip
+                        len(self._seed), notes, self.tracking)  # fmt: skip
 
     def _stage(self, number: int, task: Task, buffered: int) -> Stage:
         sizes = [(stage.name, len(stage.train)) for stage in self.stages]

@@ -276,6 +276,27 @@ class EvaluationConfig(Section):
     save_predictions: bool = True
 
 
+class TrackingConfig(Section):
+    """Experiment trackers that hear of a run while it goes on, through Accelerate."""
+
+    trackers: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow", "trackio"]],
+        Field(description="a list of tensorboard, wandb, mlflow, trackio"),
+    ] = []
+    project: Text = "retain"
+    run: Text | None = None
+    options: Annotated[
+        dict[str, dict[str, Any]], Field(description="a mapping from a tracker to options of its own")
+    ] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_a_tracker(cls, options: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        if others := [name for name in options if name not in info.data.get("trackers", options)]:
+            raise ValueError(f"{others[0]!r} is not among trackers")
+        return options
+
+
 def _limits(kind: Any, what: str) -> Any:
     return Annotated[
         kind | dict[str, kind] | None, Field(description=f"{what}, or one for each task by its name, or null")
