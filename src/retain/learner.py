@@ -23,6 +23,7 @@ from retain.following import follow
 from retain.gate import enforce, raise_replay, replay_factor
 from retain.intake import given_task
 from retain.model import LanguageModel
+from retain.modelcard import write_cards
 from retain.presets import AUTO, preset_of
 from retain.privacy import check_installed
 from retain.progress import clear_row, row_checksums, seal_row, sealed_row
@@ -286,4 +287,6 @@ class Learner:
 
     def _write_results(self) -> dict[str, Any]:
         skipped = {task.name: task.skipped for task in self.tasks}
-        return self.dir.write_results(self.config, skipped, self._versions)
+        results = self.dir.write_results(self.config, skipped, self._versions)
+        write_cards(self.dir, self.config, results)
+        return results
