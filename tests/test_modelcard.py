@@ -189,3 +189,21 @@ def test_a_push_uploads_the_adapter_with_its_card(finished, monkeypatch):
     ]
     with pytest.raises(InputError, match=r"'nobody/nothing' cannot be pushed to \(PermissionError: 401 no token\)"):
         push(finished, "nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("stages/02-size/adapter/adapter_config.json", "[1]"),
+        ("stages/02-size/scores.json", '{"scores": {"color": {"generated": "x"}}, "costs": {"replayed_samples": "y"},'
+                                       ' "task": "size", "fingerprint": "", "steps": 6}'),
+        ("results.json", '{"task_metrics": 3}'),
+        ("results.json", "[]"),
+    ],
+)  # fmt: skip
+def test_files_from_elsewhere_are_one_message(finished, tmp_path, name, text):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(InputError):
+        copy_adapter(tmp_path / "run", 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from retain.config import load_config
 from retain.files import write_json, write_text
 from retain.model import LanguageModel, load_model
 from retain.modelcard import CARD, Story, model_card, reads
-from retain.reading import read_json
+from retain.reading import foreign, read_json
 from retain.rundir import RunDir
 from retain.types import InputError
 
@@ -72,8 +72,9 @@ def card_of(run_dir: Path, stage: int, library: str = "peft") -> str:
     rows = run.rows()[: stage + 1]
     if not results.is_file():
         raise InputError(f"{run_dir}: has no results.json; `retain run` with its configuration writes it")
-    story = Story(config, read_json(results), [run.scores(row) for row in rows], run_dir)
-    return model_card(story, library, reads(rows[-1] / "adapter"))
+    with foreign(run_dir):
+        story = Story(config, read_json(results), [run.scores(row) for row in rows], run_dir)
+        return model_card(story, library, reads(rows[-1] / "adapter"))
 
 
 def copy_adapter(run_dir: Path, stage: int | None, out: Path) -> list[Path]:
@@ -82,6 +83,8 @@ def copy_adapter(run_dir: Path, stage: int | None, out: Path) -> list[Path]:
     stage, folder = adapter_of(run_dir, stage)
     config = load_config(run_dir / "config.yaml", need_tasks=False)
     settings, card = read_json(folder / SETTINGS), card_of(run_dir, stage)
+    if not isinstance(settings, dict) or not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: is not what a run wrote; restore it, or start anew with --out")
     settings["base_model_name_or_path"] = Story(config, {}, [], run_dir).model or Path(config.model.name).name
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SETTINGS, settings)

@@ -15,7 +15,7 @@ from retain.config import Config
 from retain.files import write_text
 from retain.matrix import summarize
 from retain.presets import preset_of
-from retain.reading import read_json
+from retain.reading import foreign, read_json
 from retain.rundir import RunDir
 from retain.sections import BUILTIN, TaskConfig
 from retain.tasks.files import READERS
@@ -89,14 +89,15 @@ def model_card(story: Story, library: str = "peft", text_to_text: bool = False) 
 
 def write_cards(run_dir: RunDir, config: Config, results: Mapping[str, Any]) -> None:
     """A card into the adapter's folder of each finished stage, where it is not there yet as it should be."""
-    folders = run_dir.rows()
-    rows = [run_dir.scores(folder) for folder in folders]
-    for number, folder in enumerate(folders[1:], start=1):
-        adapter = folder / "adapter"
-        if adapter.is_dir():
-            text = model_card(Story(config, results, rows[: number + 1], run_dir.path), text_to_text=reads(adapter))
-            if not (adapter / CARD).is_file() or (adapter / CARD).read_bytes() != text.encode():
-                write_text(adapter / CARD, text)
+    with foreign(run_dir.stages):
+        folders = run_dir.rows()
+        rows = [run_dir.scores(folder) for folder in folders]
+        for number, folder in enumerate(folders[1:], start=1):
+            adapter = folder / "adapter"
+            if adapter.is_dir():
+                text = model_card(Story(config, results, rows[: number + 1], run_dir.path), text_to_text=reads(adapter))
+                if not (adapter / CARD).is_file() or (adapter / CARD).read_bytes() != text.encode():
+                    write_text(adapter / CARD, text)
 
 
 def reads(adapter: Path) -> bool:
