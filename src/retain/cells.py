@@ -132,7 +132,7 @@ def _items(predictions: Path) -> dict[str, dict[str, Any]]:
         task: {
             "ids": _digest([line["id"] for line in lines]),
             "score": [round(line["score"], DIGITS) for line in lines],
-            "nll": [round(line["nll"], DIGITS) for line in lines],
+            "nll": [round(line["nll"], DIGITS) for line in lines if "nll" in line],
         }
         for task, lines in tasks.items()
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retain import cli_care
+from retain import cli_adapters, cli_care
 from retain.cli_add import add, export
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
@@ -110,6 +110,7 @@ def quickstart(
 app.command()(add)
 app.command()(export)
 app.command()(compare)
+cli_adapters.register(app)
 cli_care.register(app)
 
 
@@ -142,28 +143,6 @@ def simulate(
         from retain.cli_views import memory_tables
 
         show(memory_tables(answer))
-
-
-@app.command()
-@guarded
-def evaluate(
-    folder: RunFolder,
-    stage: Annotated[
-        int | None, typer.Option(min=0, help="The adapter after this stage; 0 is the untouched model.")
-    ] = None,
-) -> None:
-    """Score a trained run on all its tasks again.
-
-    \b
-    Examples:
-      retain evaluate runs/my-run
-      retain evaluate runs/my-run --stage 2
-    """
-    path = run_folder(folder)
-    from retain.cli_views import score_table
-    from retain.run import evaluate as evaluate_run
-
-    show(score_table(evaluate_run(path, stage)))
 
 
 @app.command()

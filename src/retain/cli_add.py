@@ -38,22 +38,25 @@ def add(
 
 @guarded
 def export(
-    form: Annotated[str, typer.Argument(metavar="FORM", help="jsonl, parquet or llamafactory.")],
+    form: Annotated[str, typer.Argument(metavar="FORM", help="jsonl, parquet, llamafactory or adapter.")],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")],
     out: Annotated[str, typer.Option(help="The folder to write, new or empty.")],
     task: Annotated[str | None, typer.Option(help="For llamafactory: a YAML file with the new task.")] = None,
+    stage: Annotated[int | None, typer.Option(min=1, help="For adapter: the stage; the last by default.")] = None,
 ) -> None:
-    """Write the samples that a run rehearses for other software.
+    """Write the samples that a run rehearses, or its adapter, for other software.
 
     jsonl and parquet: a file of each past task, laid out as a data set of the Hub. llamafactory: the next stage, of the
     new task with its replay mixed in, with dataset_info.json; train it with `disable_shuffling: true`.
+    adapter: that of a stage in PEFT's format, with its model card.
 
     \b
     Examples:
       retain export parquet runs/my-run --out rehearsal
+      retain export adapter runs/my-run --stage 2 --out my-adapter
       retain export llamafactory runs/my-run --task march.yaml --out march
     """
     from retain.exporting import export as write
 
-    for path in write(run_folder(folder), form, Path(out), None if task is None else Path(task)):
+    for path in write(run_folder(folder), form, Path(out), None if task is None else Path(task), stage):
         typer.echo(str(path))

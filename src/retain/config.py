@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,6 +28,7 @@ from retain.sections import (
     Strategy,
     TaskConfig,
     Text,
+    TrackingConfig,
     TrainingConfig,
     TriggerConfig,
 )
@@ -64,6 +66,7 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     gate: GateConfig = GateConfig()
+    tracking: TrackingConfig = TrackingConfig()
     template: Text = "{instruction}\n{input}\nAnswer:\n"
     on_invalid: Literal["error", "skip"] = "error"
     seed: Seed = 42
@@ -156,11 +159,11 @@ def dump_config(config: Config) -> str:
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
-    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint`, `vllm` and limits that
-    change no training."""
+    """`training.epochs: 1 -> 2` for each key that differs, but for `output`, `checkpoint`, `vllm`, `tracking` and
+    limits that change no training."""
     before, after = _settings(old), _settings(new)
     trains = "raise_replay" in (old.gate.after_stage, new.gate.after_stage)
-    aside = ("output", "checkpoint", "vllm", *(() if trains else ("gate",)))
+    aside = ("output", "checkpoint", "vllm", "tracking", *(() if trains else ("gate",)))
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in aside]
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -196,11 +199,13 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
-    """Short forms in full: `model: x`, `tasks: [reviews]`, `buffer: {seed: file}`, `memory:` and no more."""
+    """Short forms in full: `model: x`, `tracking: x`, `tasks: [reviews]`, `buffer: {seed: file}`, `memory:` alone."""
     sections = [name for name, field in Config.model_fields.items() if isinstance(field.default, Section)]
     values = {name: value for name, value in values.items() if value is not None or name not in sections}
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
+    if isinstance(values.get("tracking"), str):
+        values["tracking"] = {"trackers": [values["tracking"]]}
     if "strategy" in values:
         values["strategy"] = presets.spell_out(values["strategy"])
     if isinstance(values.get("tasks"), list):
@@ -216,11 +221,14 @@ def _spell_out(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spell_task(task: Any) -> Any:
-    """`reviews` and `{builtin: reviews, ...}` as a task whose splits are the built-in ones."""
+    """`reviews` and `{builtin: reviews, ...}` as a task whose splits are the built-in ones, `{lm_eval: arc_easy}` as
+    one of that name."""
     if isinstance(task, str) and TASK_NAME.fullmatch(task.removeprefix(BUILTIN)):
         task = {"builtin": task.removeprefix(BUILTIN)}
     if isinstance(task, dict) and callable(task.get("metric")):  # handed over by a program
         task = {**task, "metric": given_metric(task["metric"])}
+    if isinstance(task, dict) and isinstance(task.get("lm_eval"), str):
+        return {"name": re.sub(r"\.ya?ml$", "", Path(task["lm_eval"]).name), **task}
     if not isinstance(task, dict) or not isinstance(task.get("builtin"), str):
         return task
     name = task["builtin"]

@@ -18,6 +18,8 @@ from retain.types import InputError, Task
 
 log = logging.getLogger("retain")
 ACCEPTED = "changed"  # stands beside the hashes of a task some stages of which saw other data
+HARNESS = "lm_eval"
+ALL = (*SPLITS, HARNESS)
 
 
 def check_data(run: RunDir, tasks: Iterable[Task], accept: bool = False) -> set[str]:
@@ -116,10 +118,12 @@ def check_code(run: RunDir, config: Config) -> None:
         run.log("code", parts=now, changed=changed)
 
 
-def changed_splits(before: dict[str, str], now: dict[str, str], splits: Iterable[str] = SPLITS) -> list[str]:
+def changed_splits(before: dict[str, str], now: dict[str, str], splits: Iterable[str] = ALL) -> list[str]:
     """The splits whose samples are not those noted before; a task that was not noted has none."""
     return [split for split in splits if before and before.get(split) != now.get(split)]
 
 
 def _hashes(task: Task) -> dict[str, str]:
+    if task.harness:
+        return {HARNESS: task.fingerprint}
     return {split: fingerprint(task, (split,)) for split in SPLITS if getattr(task, split)}

@@ -28,6 +28,7 @@ OPTIONAL = (
     "opacus",
     "ray",
     "vllm",
+    "lm-eval",
 )
 
 
@@ -66,6 +67,11 @@ def needs(config: Config, base: Path) -> list[tuple[str, str]]:
                 remote = is_hub_name(source) and Path(source).suffix.lower() not in READERS
                 what = f"{source}: a data set of the Hub; downloaded, unless it is in the cache of `datasets`"
                 found.append((f"{spec.name}, {split}", what if remote else f"{source}: missing"))
+    found += [
+        (spec.name, f"{spec.lm_eval}: a task of lm-eval; its data are downloaded, unless they are in the cache")
+        for spec in config.tasks
+        if spec.lm_eval
+    ]
     if config.filters.similarity == "sentence-transformers":
         found.append(("filters.embedding_model", _hub(config.filters.embedding_model, "main")))
     return found

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from retain.faults import EVALUATION_ADVICE, memory_advice
 from retain.generation import greedy
+from retain.harness import run_harness
 from retain.likelihood import Candidate, choice_ids, cut_prompts, score_answers
 from retain.metrics import METRICS
 from retain.model import LanguageModel
@@ -26,13 +27,14 @@ from retain.types import Sample, Task
 
 @dataclass(slots=True)
 class TaskScores:
-    """Mean scores of one task. The likelihood scores are None where a task has no choices; `truncated` of the `n`
+    """Mean scores of one task. The likelihood scores are None where a task has no choices, and all but
+    `generated` of a task of lm-eval; `truncated` of the `n`
     prompts were longer than the model's limit and cut."""
 
     generated: float
     likelihood: float | None
     likelihood_summed: float | None
-    nll: float
+    nll: float | None
     metric: str
     n: int
     truncated: int = 0
@@ -46,8 +48,10 @@ class TaskScores:
 
 @memory_advice("evaluation", EVALUATION_ADVICE)
 def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tuple[TaskScores, list[dict]]:
-    """Scores on `task.test` and one prediction record a sample."""
+    """Scores on `task.test`, or of its lm-eval task, and one prediction record a sample."""
     started = time.perf_counter()
+    if task.harness:
+        return _harness_scores(lm, task, config, started)
     limit = min(config.max_new_tokens or _longest_answer(lm, task.test), lm.answer_limit)
     records, tokens, written, cut = [], 0, 0, 0
     batches = range(0, len(task.test), config.batch_size)
@@ -76,6 +80,16 @@ def evaluate_task(lm: LanguageModel, task: Task, config: EvaluationConfig) -> tu
         generated_tokens=written,
     )
     return scores, records
+
+
+def _harness_scores(
+    lm: LanguageModel, task: Task, config: EvaluationConfig, started: float
+) -> tuple[TaskScores, list[dict]]:
+    """The score of an lm-eval task, which has no held-out loss of its own."""
+    found = run_harness(lm, task, config.batch_size)
+    scores = TaskScores(found.score, None, None, None, task.metric, len(found.records), 0,
+                        time.perf_counter() - started, found.eval_tokens, found.generated_tokens)  # fmt: skip
+    return scores, found.records
 
 
 def _longest_answer(lm: LanguageModel, samples: Sequence[Sample]) -> int:

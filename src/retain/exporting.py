@@ -1,4 +1,4 @@
-"""The samples of a run for other software: data sets of what its memory keeps, and a stage with replay mixed in."""
+"""What a run has for other software: data sets of what its memory keeps, a stage with replay mixed in, an adapter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retain.adapters import check_new, copy_adapter
 from retain.adding import read_task
 from retain.buffer import Buffer
 from retain.config import Config, load_config
@@ -26,30 +27,34 @@ from retain.tasks import load_task
 from retain.trainer import new_batches
 from retain.types import InputError, Sample
 
-FORMS = ("jsonl", "parquet", "llamafactory")
+FORMS = ("jsonl", "parquet", "llamafactory", "adapter")
 ROLES = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
          "system_tag": "system"}  # fmt: skip
 
 
-def export(run_dir: Path, form: str, out: Path, task: Path | None = None) -> list[Path]:
-    """Write a run's samples into the folder `out`, new or empty; returns the files.
+def export(run_dir: Path, form: str, out: Path, task: Path | None = None, stage: int | None = None) -> list[Path]:
+    """Write a run's samples, or an adapter, into the folder `out`, new or empty; returns the files.
 
     jsonl, parquet: what the memory keeps, a file a task, and a README.md that makes the folder a data set of the Hub.
     llamafactory: the next stage, of the new `task` with its replay, as a data file and dataset_info.json. What is
     retired (`supersedes`, `valid_until`), and what the new task's data correct (`conflicts`), is left out.
+    adapter: that of a stage, the last one by default, with its model card.
     """
     if form not in FORMS:
         raise InputError(f"{form!r} is not a form of export; choose {', '.join(FORMS)}")
     if (form == "llamafactory") != (task is not None):
         raise InputError("--task: names the new task of a llamafactory export, and of that alone")
+    if stage is not None and form != "adapter":
+        raise InputError("--stage: names the stage of an exported adapter, and of that alone")
+    if form == "adapter":
+        return copy_adapter(run_dir, stage, out)
     config = load_config(run_dir / "config.yaml", need_tasks=False)
     if not (run_dir / "buffer").is_dir():
         raise InputError(f"{run_dir}: its memory keeps no samples yet, so there is nothing to export")
     buffer = Buffer.load(run_dir / "buffer", config.buffer, config.memory, config.seed)
     retired = retired_tasks(config, RunDir(run_dir).learned())
     buffer.drop([one for one, sample in buffer.samples.items() if sample.task in retired])
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: {out} is not an empty folder; name a new one")
+    check_new(out)
     if task is not None:
         return _llamafactory(run_dir, config, buffer, task, out)
     return _data_set(buffer, form, out)

@@ -23,6 +23,7 @@ from retain.following import follow
 from retain.gate import enforce, raise_replay, replay_factor
 from retain.intake import given_task
 from retain.model import LanguageModel
+from retain.modelcard import write_cards
 from retain.presets import AUTO, preset_of
 from retain.privacy import check_installed
 from retain.progress import clear_row, row_checksums, seal_row, sealed_row
@@ -37,6 +38,7 @@ from retain.stages import StageRun
 from retain.synthesis.general import write_seed
 from retain.tasks import load_task
 from retain.trace import merge_traces
+from retain.tracking import Tracking, check_trackers
 from retain.trainer import LOWER_RATE, Stage
 from retain.types import InputError, Task
 from retain.vllm_engine import check_engine
@@ -79,6 +81,7 @@ class Learner:
     def _open(self, config: Config, base: Path, out: Path, tasks: Sequence[Task] | None) -> None:
         self._team = connect()
         check_installed(config.privacy)
+        check_trackers(config.tracking)
         chosen = preset_of(config.strategy)
         check_demonstrations(config)
         by_vllm = config.synthesis.engine == "vllm" and bool(chosen.source or config.written_seed)
@@ -92,6 +95,7 @@ class Learner:
         with self._team.first():
             self.dir = follow(out) if self._team.rank else RunDir(out)
             self.config = self.dir.claim(relocate(config, base, self.dir.path), adopt_tasks=tasks is None)
+            self.tracking = Tracking.of(self.config, self.dir, self._team.rank)
             self.dir.settle()
         self._lm: LanguageModel | None = None
         seed = config.buffer.seed
@@ -190,7 +194,7 @@ class Learner:
         settle_conflicts(buffer, self.config, self.stages, lambda kind, **fields: notes.append((kind, fields)))
         stage = self._stage(number, task, len(buffer))
         return StageRun(self.lm, self._accelerator, self.config, self.dir, self.tasks, self.stages[:-1], stage, buffer,
-                        len(self._seed), notes)  # fmt: skip
+                        len(self._seed), notes, self.tracking)  # fmt: skip
 
     def _stage(self, number: int, task: Task, buffered: int) -> Stage:
         sizes = [(stage.name, len(stage.train)) for stage in self.stages]
@@ -218,7 +222,7 @@ class Learner:
         """The tasks that a row scores: all that have a test, or with `unseen: false` none before its own stage."""
         everything = row == 0 or self.config.evaluation.unseen or preset_of(self.config.strategy).joint
         later = [] if everything else [task for task in self.tasks if task.is_stage][row:]
-        return [task for task in self.tasks if task.test and task not in later]
+        return [task for task in self.tasks if task.is_scored and task not in later]
 
     def _score_base(self) -> None:
         if not self.dir.rows():
@@ -251,7 +255,7 @@ class Learner:
 
     def _score_task(self, folder: Path, row: int, task: Task, costs: dict[str, float]) -> dict[str, Any]:
         found, predictions = evaluate_task(self.lm, task, self.config.evaluation)
-        if not math.isfinite(found.nll):
+        if found.nll is not None and not math.isfinite(found.nll):
             raise FloatingPointError(f"{task.name}: its held-out loss is not finite; {LOWER_RATE}")
         scores = found.to_dict()
         if found.truncated and row == 0:
@@ -284,4 +288,6 @@ class Learner:
 
     def _write_results(self) -> dict[str, Any]:
         skipped = {task.name: task.skipped for task in self.tasks}
-        return self.dir.write_results(self.config, skipped, self._versions)
+        results = self.dir.write_results(self.config, skipped, self._versions)
+        write_cards(self.dir, self.config, results)
+        return results

@@ -8,6 +8,7 @@ from pathlib import Path
 from retain.config import Config
 from retain.model import ALIASES
 from retain.sections import TaskConfig
+from retain.tasks.harness import is_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,7 +21,8 @@ def relocate(config: Config, base: Path, folder: Path) -> Config:
         return os.path.relpath((base / source).resolve(), folder.resolve()) if local else source
 
     def moved(task: TaskConfig | None) -> TaskConfig | None:
-        return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS})
+        harness = {"lm_eval": move(task.lm_eval)} if task and task.lm_eval and is_file(task.lm_eval) else {}
+        return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS} | harness)
 
     model = config.model.model_copy(update={"name": move(config.model.name)})
     return config.model_copy(

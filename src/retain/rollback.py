@@ -10,10 +10,10 @@ from pathlib import Path
 
 from retain.config import Config, load_config
 from retain.data_record import take_back
-from retain.files import write_text
+from retain.files import cut_lines, write_text
 from retain.presets import preset_of
 from retain.reviews import REVIEWS, read_reviews
-from retain.rundir import RunDir
+from retain.rundir import TRACKED, RunDir
 from retain.store import read_lines, synthetic_file
 from retain.trace import FILES, merge_traces
 from retain.types import InputError
@@ -69,6 +69,7 @@ def rollback(path: Path, to: str, delete: bool = False) -> RolledBack:
         if not any(trash.parent.iterdir()):
             trash.parent.rmdir()
     kept_in = None if delete or not trash.exists() else trash
+    cut_lines(path / TRACKED, lambda line: line.get("row", 0) > stage)  # what is trained anew is told anew
     tasks = _unlearned(run_dir, config)
     take_back(run_dir, tasks)
     run_dir.log("rollback", stage=stage, gone=list(gone), unfinished=unfinished, tasks=tasks,

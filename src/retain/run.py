@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.choosing import settle
-from retain.config import Config, load_config
+from retain.config import Config, load_config, make_config
 from retain.data_record import changed_splits, check_data
 from retain.device import open_model
 from retain.evaluate import evaluate_task
@@ -82,22 +82,31 @@ def joined(tasks: Sequence[Task]) -> Task:
     )
 
 
-def evaluate(run_dir: Path, stage: int | None = None) -> dict[str, Any]:
+def evaluate(
+    run_dir: Path, stage: int | None = None, lm_eval: Sequence[str] = (), limit: int | None = None
+) -> dict[str, Any]:
     """Score the model of a finished stage (the last one by default; 0 is the untouched model) afresh.
 
-    Nothing in the directory changes. Returns {"stage", "scores": {task: scores}}.
+    lm_eval: tasks of lm-eval by name, or YAML files, that are scored instead of the run's own. limit: as many samples
+    of each task at most. Nothing in the directory changes. Returns {"stage", "scores": {task: scores}}.
     """
     config = load_config(run_dir / "config.yaml", need_tasks=False)
+    specs, base = list(config.tasks), run_dir
+    if lm_eval:
+        given = make_config({"tasks": [{"lm_eval": name} for name in lm_eval]}, "--lm-eval", need_tasks=False)
+        specs, base = given.tasks, Path.cwd()
+    if limit is not None:
+        specs = [spec.model_copy(update={"max_test": limit}) for spec in specs]
     rows = RunDir(run_dir).rows()
     if not rows:
         raise InputError(f"{run_dir}: nothing is finished yet")
     stage = len(rows) - 1 if stage is None else stage
     if not 0 <= stage < len(rows):
         raise InputError(f"stage: {stage} is not a finished stage of {run_dir}; it has 0 to {len(rows) - 1}")
-    tasks = load_tasks(config, run_dir)
+    tasks = load_tasks(config.model_copy(update={"tasks": specs}), base)
     noted = read_hashes(run_dir)
-    for task in tasks:
-        if changed_splits(noted.get(task.name, {}), {"test": fingerprint(task, ["test"])}, ["test"]):
+    for task in tasks if limit is None else ():
+        if changed_splits(noted.get(task.name, {}), {"test": fingerprint(task, ["test"])}, ["test"]) and task.test:
             log.warning("%s: its test samples are not those that the run was scored on", task.name)
     lm, _ = open_model(config, run_dir)
     if stage:

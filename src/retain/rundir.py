@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from retain.types import InputError, Sample
 
 PREDICTIONS, DATA_FILE = "predictions.jsonl", "data.json"
 TAKEN_BACK = "taken_back"  # stands in DATA_FILE beside the hashes of a task that a rollback took back
+TRACKED = "tracking.jsonl"  # what trackers were told already
 # What a row's scratch folder holds until it is finished, beside the row itself.
 CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED = "checkpoints", "written", "trace", "unscored.jsonl"
 UNFINISHED = (CHECKPOINTS, WRITTEN, TRACE_PARTS, UNSCORED)
@@ -59,6 +60,7 @@ class RunDir:
         self.path = path
         self.stages = path / "stages"
         self.keeps_buffers = True
+        self.listener: Callable[[dict[str, Any]], None] = lambda line: None  # told of every line of the journal
 
     def claim(self, config: Config, adopt_tasks: bool = False) -> Config:
         """Make the directory this run's, or check that it already is; returns the configuration that holds.
@@ -198,6 +200,7 @@ class RunDir:
         """Append one line to the journal."""
         line = {"kind": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         append_line(self.journal, line)
+        self.listener(line)
 
     def log_start(self, config: Config, versions: Mapping[str, str], processes: int = 1) -> None:
         """The journal's first line."""

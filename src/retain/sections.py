@@ -154,6 +154,24 @@ class TaskConfig(Section):
     on_invalid: Literal["error", "skip"] | None = None
     supersedes: list[Text] = []
     valid_until: Text | None = None
+    lm_eval: Text | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    apply_chat_template: bool = False
+
+    @field_validator("lm_eval")
+    @classmethod
+    def _is_only_evaluated(cls, lm_eval: str | None, info: ValidationInfo) -> str | None:
+        for field in ("train", "validation", "test", "template"):
+            if lm_eval and info.data.get(field):
+                raise ValueError(f"{lm_eval!r} beside {field}; lm-eval brings its own data and prompts, leave one out")
+        return lm_eval
+
+    @field_validator("num_fewshot", "apply_chat_template")
+    @classmethod
+    def _is_of_lm_eval(cls, value: int | bool | None, info: ValidationInfo) -> int | bool | None:
+        if value and "lm_eval" in info.data and not info.data["lm_eval"]:
+            raise ValueError(f"{value!r} without lm_eval; it sets the prompts of an lm-eval task alone")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -256,6 +274,27 @@ class EvaluationConfig(Section):
     unseen: bool = True
     max_new_tokens: Count | None = None
     save_predictions: bool = True
+
+
+class TrackingConfig(Section):
+    """Experiment trackers that hear of a run while it goes on, through Accelerate."""
+
+    trackers: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow", "trackio"]],
+        Field(description="a list of tensorboard, wandb, mlflow, trackio"),
+    ] = []
+    project: Text = "retain"
+    run: Text | None = None
+    options: Annotated[
+        dict[str, dict[str, Any]], Field(description="a mapping from a tracker to options of its own")
+    ] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_a_tracker(cls, options: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        if others := [name for name in options if name not in info.data.get("trackers", options)]:
+            raise ValueError(f"{others[0]!r} is not among trackers")
+        return options
 
 
 def _limits(kind: Any, what: str) -> Any:

@@ -29,6 +29,7 @@ from retain.strategies import Context, build
 from retain.strategies.mir import MostInterfered
 from retain.team import Team
 from retain.trace import MemoryTrace
+from retain.tracking import Tracking
 from retain.trainer import Stage, StageRecord, Watch, train_stage
 from retain.types import Task
 
@@ -52,6 +53,7 @@ class StageRun:
     buffer: Buffer
     seed_samples: int = 0
     notes: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    tracking: Tracking | None = None
 
     @property
     def valid_past(self) -> list[Task]:
@@ -74,6 +76,8 @@ class StageRun:
         trace = MemoryTrace(folder, stage.number, buffer)
         checks = Checks(lm, config, self.tasks, self.valid_past, stage, buffer, replayer, self.dir.log)
         progress.begin(buffer, trace, checks)
+        if self.tracking:
+            self.tracking.follow(buffer, replayer, trace)
         watch = Watch(self.dir.log, trace.write, checks, trace.review,
                       lambda parts: progress.resume({**parts, "context": context}), progress.save)  # fmt: skip
         with deferred() as progress.pending:

@@ -82,6 +82,12 @@ class Task:
     frame: Frame = Frame()
     skipped: int = 0
     fingerprint: str = ""
+    harness: Any = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether there is something to score it on: test samples, or a task of lm-eval (`tasks.harness`)."""
+        return bool(self.test or self.harness)
 
     @property
     def is_stage(self) -> bool:

@@ -20,6 +20,7 @@ from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
 from retain.tasks.files import READERS, Row, read_file, show, suggest
 from retain.tasks.formats import check_template, detect, frame_of, parse
+from retain.tasks.harness import load_harness_task
 from retain.tasks.hub import is_hub_name, read_hub
 from retain.types import IN_MEMORY, Frame, InputError, Sample, Task
 
@@ -215,6 +216,8 @@ def load_task(
     task: TaskConfig, config: Config, base: Path, split_validation: bool = False, needs_test: bool = True
 ) -> Task:
     """One task with all its samples; every problem of it in one `InputError`, one line each."""
+    if task.lm_eval:
+        return load_harness_task(task, config, Path(base))
     splits, problems = _load_splits(task, config, Path(base))
     problems = _check(task, config, needs_test) + problems
     loaded = Task(task.name, description=_description(task), skipped=sum(s.skipped for s in splits.values()))
