@@ -10,7 +10,7 @@ TESTING = $(VENV)/.testing
 LINTING = $(VENV)/.linting
 BENCHMARKING = $(VENV)/.benchmarking
 
-.PHONY: help quickstart test crash fuzz lint benchmark clean
+.PHONY: help quickstart test crash fuzz lint benchmark gpu-check clean
 
 help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz        throw hostile files at every reader, 10 minutes each (FUZZ_ARGS='--minutes 1 config')"
 	@echo "make lint        check the style with ruff"
 	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
+	@echo "make gpu-check   run what needs a GPU or the Hub, each skipped with a reason where there is none, into docs/gpu-check.md"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
 
 quickstart: $(MODEL)
@@ -42,6 +43,10 @@ benchmark: $(MODEL) $(BENCHMARKING)
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/replayify_throughput.py
 	$(BIN)/python benchmarks/synthesis_throughput.py
+
+gpu-check: $(TESTING)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,qlora]'
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ T5 = {"vocab_size": 258, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, 
 BART = {"vocab_size": 258, "d_model": 32, "max_position_embeddings": 256, "forced_eos_token_id": None,
         "decoder_start_token_id": 6, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
         "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "init_std": 0.4}  # fmt: skip
+WIDE = {"hidden_size": 64, "head_dim": 16, "num_key_value_heads": 4}  # 4-bit weights come in blocks of 64
 WINDOW = {"sliding_window": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 DEEPSEEK = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "kv_lora_rank": 8,

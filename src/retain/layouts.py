@@ -15,6 +15,7 @@ from retain.types import InputError
 LAYOUTS = ("tree", "masked", "padded", "single")
 # What configurations call the number of tokens that a layer attends to.
 WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "local_attention")
+FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError)
 PROBE = (40, 33, 21)  # lengths of the probed sequences
 SHARED = 12  # tokens that all of them begin with
 
@@ -31,7 +32,7 @@ def choose_layout(lm: LanguageModel) -> str:
     lm.use_layout("single")
     try:
         expected = _probe(lm)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+    except FAILURES as error:
         raise InputError(f"model: {lm.model.config.model_type} cannot be trained here ({error})") from error
     lm.use_layout(next((layout for layout in _allowed(lm) if _agrees(lm, layout, expected)), "single"))
     lm.pads_left = lm.layout != "single" and (lm.is_encoder_decoder or _pads_left(lm))
@@ -67,7 +68,7 @@ def _agrees(lm: LanguageModel, layout: str, expected: torch.Tensor) -> bool:
     try:
         lm.use_layout(layout)
         return _close(lm, _probe(lm), expected)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+    except FAILURES:
         return False
 
 
@@ -113,5 +114,5 @@ def _pads_left(lm: LanguageModel) -> bool:
     prompts = _sequences(lm)
     try:
         return _close(lm, first_logits(prompts), torch.cat([first_logits([prompt]) for prompt in prompts]))
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+    except FAILURES:
         return False

@@ -22,10 +22,11 @@ def relocate(config: Config, base: Path, folder: Path) -> Config:
     def moved(task: TaskConfig | None) -> TaskConfig | None:
         return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS})
 
-    model = config.model.model_copy(update={"name": move(config.model.name)})
+    name = config.model.name if config.model.name in ALIASES else move(config.model.name)
+    model = config.model.model_copy(update={"name": name, "chat_template": move(config.model.chat_template)})
     return config.model_copy(
         update={
-            "model": model if config.model.name not in ALIASES else config.model,
+            "model": model,
             "tasks": [moved(task) for task in config.tasks],
             "buffer": config.buffer.model_copy(update={"seed": moved(config.buffer.seed)}),
             "output": ".",
