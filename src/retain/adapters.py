@@ -60,21 +60,28 @@ def _query_and_value(model: torch.nn.Module) -> list[str] | None:
 
 
 def quantization() -> dict[str, Any]:
-    """How transformers loads the weights of QLoRA: NF4 with double quantization (Dettmers et al. 2023, arXiv
-    2305.14314). Raises InputError where bitsandbytes is missing."""
+    """How transformers loads the weights of QLoRA on the GPU: `four_bits` computed in half precision.
+
+    Raises InputError without bitsandbytes, and without a GPU: on a CPU its layers, once evaluated, pass no gradient on.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
             "training.method: qlora needs the package bitsandbytes; `pip install 'retain[qlora]'`, or set lora"
         )
-    gpu = torch.cuda.is_available()
-    computed = torch.float32 if not gpu else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    settings = BitsAndBytesConfig(
+    if not torch.cuda.is_available():
+        raise InputError("training.method: qlora needs a GPU, and PyTorch finds none here; set lora")
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"quantization_config": four_bits(half), "device_map": {"": torch.cuda.current_device()}}
+
+
+def four_bits(computed: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantization (Dettmers et al. 2023, arXiv 2305.14314); products in `computed`."""
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computed,
     )
-    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device() if gpu else "cpu"}}
 
 
 @contextmanager
