@@ -11,11 +11,21 @@ from test_run import adapter, journal, same_tensors
 from tiny import stopped_after, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from retain.config import make_config
+from retain.buffer import read_samples
+from retain.bundle import write_bundle
+from retain.calibrate import calibrate
+from retain.config import load_config, make_config
+from retain.erasure import erase, find
+from retain.exporting import export
+from retain.gate import check_gate
 from retain.learner import Learner
 from retain.model import load_model
+from retain.report import write_report
 from retain.rollback import rollback
 from retain.run import evaluate
+from retain.rundir import RunDir
+from retain.sections import GateConfig
+from retain.sharding import check_shardable
 from retain.types import InputError
 from retain.weights import load_weights, save_weights, weight_files
 
@@ -91,6 +101,28 @@ def test_a_task_of_later_is_scored_with_the_weights_of_each_row(folder, tmp_path
     expected = json.loads((plain / "results.json").read_text())["matrices"]["nll"]
     assert matrix[0] == pytest.approx(expected[0][:2], abs=1e-9)
     assert len({row[1] for row in matrix}) == 3, "the base, stage 1 and stage 2 differ"
+
+
+def test_reports_exports_calibration_gate_and_erasure_go_on(tmp_path):
+    out = run_float64(tmp_path, "run", "mssr", **FULL)
+    assert write_report(out).is_file()
+    assert export(out, "jsonl", tmp_path / "samples")
+    assert check_gate(RunDir(out), load_config(out / "config.yaml").model_copy(update={"gate": GateConfig(score=0.9)}))
+    with pytest.raises(InputError, match="none of 72 observations of stored samples was forgotten"):
+        calibrate(out)
+    assert len(list((out / "probes").iterdir())) == 3, "each stage's weights were read"
+    write_bundle(out, tmp_path / "bundle.zip", {})
+    before = adapter(out)
+    erase(find(out, record="color/0"))
+    assert same_tensors(adapter(out), before)
+    names = {sample.id for sample in read_samples(out / "buffer" / "samples.parquet")}
+    assert names and "color/0" not in names
+
+
+def test_sharding_is_refused():
+    config = make_config({"training": {"method": "full"}}, "test", need_tasks=False)
+    with pytest.raises(InputError, match=r"training.method: full does not work with a model sharded by FSDP"):
+        check_shardable(config)
 
 
 @pytest.fixture
