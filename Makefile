@@ -11,7 +11,7 @@ LINTING = $(VENV)/.linting
 DOCUMENTING = $(VENV)/.documenting
 BENCHMARKING = $(VENV)/.benchmarking
 
-.PHONY: help quickstart test crash fuzz lint benchmark docs clean
+.PHONY: help quickstart test crash fuzz lint benchmark docs gpu-check clean
 
 help:
 	@echo "make quickstart  set up $(VENV), then learn small tasks without and with replay"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint        check the style with ruff"
 	@echo "make benchmark   measure training against TRL, writing against generate, and the cost of the memory"
 	@echo "make docs        build the pages as a site in build/site"
+	@echo "make gpu-check   run what needs a GPU or the Hub, each skipped with a reason where there is none, into docs/gpu-check.md"
 	@echo "make clean       remove $(VENV) and what the tools left behind"
 
 quickstart: $(MODEL)
@@ -47,6 +48,10 @@ benchmark: $(MODEL) $(BENCHMARKING)
 
 docs: $(DOCUMENTING)
 	$(BIN)/mkdocs build --strict
+
+gpu-check: $(TESTING)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,qlora]'
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -25,9 +25,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from retain.embedded import embedded_model
 from retain.integrations.transformers import Replay, replayify
 from retain.linear import mkl_is_slow, use_onednn
-from retain.model import embedded_model
 from retain.types import Sample
 
 BATCH = 8

@@ -30,10 +30,11 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
 from retain.config import make_config
+from retain.embedded import embedded_model
 from retain.generation import sample
+from retain.layouts import choose_layout
 from retain.likelihood import draw_labels, label_distribution
-from retain.losses import choose_layout
-from retain.model import LanguageModel, embedded_model, load_model
+from retain.model import LanguageModel, load_model
 from retain.sampling import Sampling
 from retain.strategies.base import Strategy
 from retain.trainer import Optimization

@@ -27,9 +27,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retain.config import make_config
+from retain.embedded import embedded_model
+from retain.layouts import choose_layout
 from retain.linear import mkl_is_slow, use_onednn
-from retain.losses import choose_layout
-from retain.model import embedded_model, load_model
+from retain.model import load_model
 from retain.strategies.base import Strategy
 from retain.trainer import Optimization
 from retain.types import Sample

@@ -26,10 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from retain.config import Config, make_config
+from retain.embedded import embedded_model
 from retain.evaluate import evaluate_task
 from retain.integrations.transformers import Replay, replayify
 from retain.linear import mkl_is_slow, use_onednn
-from retain.model import LanguageModel, embedded_model
+from retain.model import LanguageModel
 from retain.tasks import load_tasks
 from retain.types import Task
 

@@ -6,8 +6,8 @@ from datasets import load_dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+from retain.embedded import embedded_model
 from retain.integrations.transformers import Replay, replayify
-from retain.model import embedded_model
 
 data, out, strategy = [*sys.argv[1:], "mssr"][:3]
 files = {f"{task}_{split}": f"{data}/{task}/{split}.jsonl" for task in ("trec", "sst2") for split in ("train", "test")}

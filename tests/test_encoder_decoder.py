@@ -30,16 +30,18 @@ from transformers import (
 )
 
 from retain import Learner
+from retain.adapters import attach_adapter
 from retain.batching import Encoded
 from retain.config import make_config
 from retain.encoder_decoder import pair_of, pair_rows, split_pairs
 from retain.evaluate import evaluate_task
 from retain.generation import greedy
-from retain.losses import choose_layout, label_logits, make_rows, row_losses, sample_losses, token_losses
-from retain.model import LanguageModel, _attach_lora, load_model
+from retain.layouts import choose_layout
+from retain.losses import label_logits, make_rows, row_losses, sample_losses, token_losses
+from retain.model import LanguageModel, load_model
 from retain.presets import REGULARIZERS
 from retain.run import evaluate, run
-from retain.sections import EvaluationConfig, LoraConfig
+from retain.sections import EvaluationConfig
 from retain.strategies.base import Strategy
 from retain.tasks import load_tasks
 from retain.trainer import Optimization
@@ -426,7 +428,7 @@ def test_a_model_without_projections_that_anybody_knows():
             self.mixer = torch.nn.Linear(2, 2)
 
     with pytest.raises(InputError, match=r"query and value projections not found in this model; it has mixer"):
-        _attach_lora(Odd(), LoraConfig(), 1)
+        attach_adapter(Odd(), make_config({}, "test", need_tasks=False))
 
 
 def test_a_decoder_without_a_start_token_starts_with_padding(tmp_path):

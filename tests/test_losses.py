@@ -7,10 +7,11 @@ from accelerate import Accelerator
 from tiny import byte_tokenizer, tiny_llama, tiny_values
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from retain.adapters import attach_adapter
 from retain.config import make_config
-from retain.losses import choose_layout, label_logits, make_rows, row_losses, sample_losses, token_losses
-from retain.model import LanguageModel, _attach_lora
-from retain.sections import LoraConfig
+from retain.layouts import choose_layout
+from retain.losses import label_logits, make_rows, row_losses, sample_losses, token_losses
+from retain.model import LanguageModel
 from retain.strategies.base import Strategy
 from retain.trainer import Optimization
 from retain.types import Sample
@@ -23,7 +24,7 @@ SAMPLES = [
 
 def language_model(dtype=torch.float32, model=None, **lora):
     model = model or tiny_llama(dtype)
-    adapted = _attach_lora(model, LoraConfig(**lora), seed=1)
+    adapted = attach_adapter(model, make_config({"lora": lora, "seed": 1}, "test", need_tasks=False))
     with torch.random.fork_rng():
         torch.manual_seed(7)
         for name, parameter in adapted.named_parameters():

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_t5, tiny_values
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from retain import adapters, cli
-from retain.adapters import Mixture, check_saved, merge
+from retain import cli, publishing
 from retain.config import load_config, make_config
 from retain.model import load_model
+from retain.publishing import Mixture, check_saved, merge
 from retain.run import run
 from retain.types import InputError
 
@@ -76,7 +76,7 @@ def test_nothing_is_overwritten_or_left_half(finished, tmp_path, monkeypatch):
     def broken(folder, model):
         raise OSError(5, "broken")
 
-    monkeypatch.setattr(adapters, "check_saved", broken)
+    monkeypatch.setattr(publishing, "check_saved", broken)
     with pytest.raises(OSError):
         merge(finished, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
@@ -132,7 +132,7 @@ def test_cat_is_the_weighted_mean_of_what_the_stages_changed(finished, tmp_path)
         assert max(change.abs().max() for change in found.values()) > 1e-3
 
 
-@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("method", publishing.METHODS)
 def test_every_method_writes_a_model_and_the_same_again(finished, tmp_path, method):
     state = torch.get_rng_state()
     for folder in ("a", "b"):

@@ -10,10 +10,10 @@ import yaml
 from huggingface_hub import ModelCard
 from tiny import tiny_values
 
-from retain.adapters import copy_adapter, push
 from retain.config import diff_config, load_config, make_config
 from retain.exporting import export
 from retain.modelcard import Story, code, model_card, plain, recipe, write_cards
+from retain.publishing import copy_adapter, push
 from retain.relocation import relocate
 from retain.run import run
 from retain.rundir import RunDir

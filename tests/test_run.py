@@ -35,7 +35,7 @@ def journal(out, kind):
 
 def adapter(out, stage=-1):
     folder = sorted((out / "stages").glob("[0-9]*-*"))[stage]
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+    return load_file(next(folder.glob("*/*model.safetensors")))
 
 
 def same_tensors(a, b):

@@ -50,31 +50,31 @@ def test_a_run_from_the_command_line(tmp_path):
 
 def test_trees_and_padded_rows_agree_on_the_real_model():
     from retain.config import make_config
-    from retain.losses import choose_layout
+    from retain.layouts import choose_layout
     from retain.model import load_model
 
     assert choose_layout(load_model(make_config({}, "test", need_tasks=False))) == "tree"
 
 
 def test_a_damaged_cache_is_made_anew(monkeypatch, tmp_path):
-    from retain import model
+    from retain import embedded
 
     (tmp_path / "smollm2-135m").mkdir()
     (tmp_path / "smollm2-135m" / "checksums.json").write_text('{"config.json": "0"}')
     (tmp_path / "smollm2-135m" / "config.json").write_text("{}")
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(model, "_convert", lambda source, target: target.mkdir())
-    assert list(model.embedded_model().iterdir()) == []
+    monkeypatch.setattr(embedded, "_convert", lambda source, target: target.mkdir())
+    assert list(embedded.embedded_model().iterdir()) == []
 
 
 def test_a_wrong_wheel_is_refused(monkeypatch, tmp_path):
-    from retain import model
+    from retain import embedded
     from retain.types import InputError
 
     monkeypatch.setenv("RETAIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(model, "EMBEDDED_SHA256", "0" * 64)
+    monkeypatch.setattr(embedded, "EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(InputError, match=r"does not have the expected checksum.*force-reinstall"):
-        model.embedded_model()
+        embedded.embedded_model()
 
 
 def test_the_example_for_trl_prints_what_was_forgotten(tmp_path, shared_data):

@@ -50,6 +50,7 @@ class Tree:
         self.pieces = [stop - start for start, stop in pairwise(cuts)]
         self.fresh = [segment.stop - segment.start for segment in segments]
         self.paths = [[p for a, b in segment.spans for p in range(places[a], places[b])] for segment in segments]
+        self.longest = max(segment.ancestors + segment.stop - segment.start for segment in segments)
         self.masks = [torch.zeros(segment.allowed().shape, dtype=dtype) for segment in segments]
         for mask, segment in zip(self.masks, segments, strict=True):
             mask.masked_fill_(~segment.allowed(), -torch.inf)
@@ -75,8 +76,10 @@ def tree_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extras
         )
-    if unknown := [name for name in ("softcap", "s_aux", "sliding_window") if extras.get(name) is not None]:
+    if unknown := [name for name in ("softcap", "s_aux", "position_bias") if extras.get(name) is not None]:
         raise ValueError(f"tree attention has no {unknown[0]}")
+    if (window := extras.get("sliding_window")) is not None and window < tree.longest:
+        raise ValueError(f"tree attention has no window of {window} tokens")
     keys, values = key.split(tree.pieces, dim=2), value.split(tree.pieces, dim=2)
     parts = [
         F.scaled_dot_product_attention(

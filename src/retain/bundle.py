@@ -24,7 +24,8 @@ config.yaml data.json journal.jsonl results.json report.html calibration.html ca
 buffer adapter rolled-back probes checkpoints samples.parquet memory.safetensors memory_trace.parquet tasks.json
 memory_reviews.parquet
 scores.json predictions.jsonl strategy.safetensors synthetic.jsonl synthetic.jsonl.gz synthetic.jsonl.zst README.md
-.lock demonstrations.jsonl adapter_config.json adapter_model.safetensors
+.lock demonstrations.jsonl adapter_config.json adapter_model.safetensors model config.json generation_config.json
+model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json chat_template.jinja
 tracking.jsonl tensorboard"""
 _KEYS = """
 kind time stage step task row model seed versions strategy steps time_unit buffer events ratio replayed projected new

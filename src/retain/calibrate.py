@@ -28,6 +28,7 @@ from retain.report.calibration import write_page
 from retain.rundir import RunDir, read_hashes
 from retain.tasks import load_task
 from retain.types import InputError, Sample
+from retain.weights import load_weights, weight_files
 
 log = logging.getLogger("retain")
 FOLDER = "probes"
@@ -109,7 +110,7 @@ def _measure(lm: LanguageModel, folder: Path, row: int, samples: Sequence[Sample
     if not samples:
         return {}
     if row:
-        lm.load_adapter(folder / "adapter")
+        load_weights(lm, folder)
     losses: dict[str, float] = {}
     chunks = range(0, len(samples), CHUNK)
     with nullcontext() if row else lm.base():
@@ -148,9 +149,12 @@ def _file(row: Path) -> Path:
 
 
 def _weights(row: Path) -> bytes:
-    """What tells a row's weights from others: a digest of its adapter."""
-    file = row / "adapter" / "adapter_model.safetensors"
-    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest().encode()
+    """What tells a row's weights from others: a digest of their files."""
+    digest = hashlib.sha256()
+    for path in weight_files(row):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest().encode()
 
 
 def _read(path: Path, weights: bytes) -> dict[str, float]:

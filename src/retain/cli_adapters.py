@@ -78,17 +78,17 @@ def merge(
         raise InputError("--stage and --stages: give one of them")
     if gguf is not None and Path(gguf).exists():
         raise InputError(f"--gguf: {gguf} is there already; name a new file")
-    from retain import adapters
+    from retain import publishing
 
-    program = adapters.find_converter(converter) if gguf is not None else None
+    program = publishing.find_converter(converter) if gguf is not None else None
     mixture = None
     if stages is not None:
         given = _numbers("weights", weights, float) if weights else []
-        mixture = adapters.Mixture(_numbers("stages", stages, int), method, given, density)
-    adapters.merge(path, Path(out), stage, mixture, dtype)
+        mixture = publishing.Mixture(_numbers("stages", stages, int), method, given, density)
+    publishing.merge(path, Path(out), stage, mixture, dtype)
     typer.echo(f"model: {out}")
     if gguf is not None and program is not None:
-        adapters.write_gguf(Path(out), Path(gguf), program)
+        publishing.write_gguf(Path(out), Path(gguf), program)
         typer.echo(f"gguf: {gguf}")
 
 
@@ -113,6 +113,6 @@ def push(
       retain push runs/my-run me/my-adapter
     """
     path = run_folder(folder)
-    from retain.adapters import push as upload
+    from retain.publishing import push as upload
 
     typer.echo(upload(path, repo, stage, private=not public))

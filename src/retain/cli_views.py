@@ -175,7 +175,7 @@ def configured_tasks(config: Config, base: Path) -> RenderableType:
 
 def known_models() -> RenderableType:
     """The short names, and the folders of the cache."""
-    from retain.model import ALIASES
+    from retain.embedded import ALIASES
 
     table = _table("name", "model", "in the cache")
     for name, description in ALIASES.items():

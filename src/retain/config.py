@@ -148,6 +148,7 @@ def make_config(values: dict[str, Any], source: str, lines: Lines | None = None,
     if not problems and config.gate.after_stage == "raise_replay" and not presets.preset_of(config.strategy).replays:
         reason = f"raise_replay, and strategy {presets.preset_of(config.strategy).name!r} replays nothing"
         problems.append((("gate", "after_stage"), f"{reason}; set it to stop or off, or take a strategy that replays"))
+    problems += [] if problems else _method_problems(config)
     if problems:
         raise problem_report(problems, source, lines or {})
     return config
@@ -175,6 +176,17 @@ def diff_config(old: Config, new: Config) -> list[str]:
 def with_strategy(config: Config, strategy: str) -> Config:
     """The configuration under another strategy, whose defaults lie under the keys that were given."""
     return make_config({**config.model_dump(exclude_unset=True), "strategy": strategy}, f"strategy {strategy!r}")
+
+
+def _method_problems(config: Config) -> list[Problem]:
+    """What a strategy that brings an adapter of its own kind does not go with."""
+    named = [name for name, _ in presets.preset_of(config.strategy).regularizers if name in presets.OWN_ADAPTERS]
+    if not named:
+        return []
+    method, needs = config.training.method, f"and strategy {named[0]!r} is a kind of adapter of its own"
+    if method == "full" or (method == "qlora" and "osf" in named):
+        return [(("training", "method"), f"{method}, {needs}; set lora, or leave {named[0]} out")]
+    return [(("lora", name), f"given, {needs}; leave one of them out") for name in config.lora.variants]
 
 
 def _kept_data(config: Config) -> str | None:

@@ -26,7 +26,8 @@ def allowed(annotation: Any, metadata: tuple | list = ()) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(allowed(argument) for argument in arguments)
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+        names = [str(one).lower() if isinstance(one, bool) else str(one) for one in arguments]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     if annotation in (int, float):
         return _bounds(annotation, metadata)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -14,7 +14,7 @@ from accelerate.utils import patch_environment
 
 from retain import launcher
 from retain.config import Config
-from retain.losses import choose_layout
+from retain.layouts import choose_layout
 from retain.model import LanguageModel, load_model
 from retain.sharding import check_shardable, shard
 from retain.team import Team

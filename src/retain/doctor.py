@@ -97,7 +97,7 @@ def _free(place: Path) -> int:
 
 
 def _model(config: Config, base: Path) -> str:
-    from retain.model import ALIASES, EMBEDDED_WHEEL
+    from retain.embedded import ALIASES, EMBEDDED_WHEEL
 
     name = config.model.name
     if name in ALIASES:

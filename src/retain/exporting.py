@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retain.adapters import check_new, copy_adapter
 from retain.adding import read_task
 from retain.buffer import Buffer
 from retain.config import Config, load_config
 from retain.conflicts import retired_tasks, settle_conflicts, stored_tasks
 from retain.files import write_json, write_text
 from retain.presets import preset_of
+from retain.publishing import check_new, copy_adapter
 from retain.replayer import Replayer
 from retain.rundir import RunDir
 from retain.scheduler import plan_stage

@@ -38,6 +38,9 @@ def greedy(
 def _greedy(
     lm: LanguageModel, prompts: Sequence[list[int]], begun: Sequence[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
+    if not lm.pads_left and len(prompts) > 1:
+        alone = zip(prompts, begun, strict=True)
+        return [text for prompt, ids in alone for text in _greedy(lm, [prompt], [ids], max_new_tokens)]
     if lm.is_encoder_decoder:
         return [until_stop(ids, lm.stop_ids) for ids in continue_greedily(lm, prompts, begun, max_new_tokens)]
     prompts = [prompt + ids for prompt, ids in zip(prompts, begun, strict=True)]
@@ -115,7 +118,7 @@ def sample(
     """
     if getattr(lm.unwrapped, "_is_stateful", False):
         raise InputError(f"model: {lm.model.config.model_type} keeps a state and no keys and values; it cannot write")
-    stop = frozenset(lm.stop_ids if stop is None else stop)
+    stop, batch_size = frozenset(lm.stop_ids if stop is None else stop), batch_size if lm.pads_left else 1
     shared = lm.team.share(list(enumerate(prompts)))
     requests = [_request(lm, i, prompt, max_new_tokens, tuple(until)) for i, prompt in shared]
     waiting = sorted((r for r in requests if r.limit > 0), key=lambda r: (-len(r.prompt), r.prompt))

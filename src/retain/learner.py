@@ -42,6 +42,7 @@ from retain.tracking import Tracking, check_trackers
 from retain.trainer import LOWER_RATE, Stage
 from retain.types import InputError, Task
 from retain.vllm_engine import check_engine
+from retain.weights import load_weights
 
 log = logging.getLogger("retain")
 PACKAGES = ("retain", "torch", "transformers", "peft", "accelerate", "numpy")
@@ -117,7 +118,7 @@ class Learner:
         if self._lm is None:
             self._lm, self._accelerator = open_model(self.config, self.dir.path)
             if len(self.dir.rows()) > 1:
-                self._lm.load_adapter(self.dir.rows()[-1] / "adapter")
+                load_weights(self._lm, self.dir.rows()[-1])
         return self._lm
 
     # ---- learning ------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Learner:
         """The weights of a stage that was trained to its end and not scored to its end."""
         log.info("stage %d (%s): trained already; its scores go on", found["row"], task.name)
         self.dir.log("resume", into=task.name, scored=list(found["scores"]))
-        self.lm.load_adapter(folder / "adapter")
+        load_weights(self.lm, folder)
 
     def _stage_run(self, number: int, task: Task) -> StageRun:
         """The next stage with the buffer that it starts with, after what newer data correct was retired."""
@@ -277,14 +278,14 @@ class Learner:
         self.dir.forget_unscored(folder, row, known["scores"])
         newest = self.dir.rows()[-1]
         if row:
-            self.lm.load_adapter(folder / "adapter")
+            load_weights(self.lm, folder)
         with self.lm.base() if row == 0 else nullcontext():
             for task in self.tasks:
                 if task.name in missing:
                     known["scores"][task.name] = self._score_task(folder, row, task, known["costs"])
                     write_json(folder / "scores.json", known)
         if row:
-            self.lm.load_adapter(newest / "adapter")
+            load_weights(self.lm, newest)
 
     def _write_results(self) -> dict[str, Any]:
         skipped = {task.name: task.skipped for task in self.tasks}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,11 @@ def make_rows(
     max_members: int | None = None,
 ) -> Iterator[Row | PairRow]:
     """The forward passes that cover `sequences`, in the model's best layout."""
+    max_members = 1 if lm.layout == "single" else max_members
     if lm.is_encoder_decoder:
         yield from pair_rows(lm, sequences, row_tokens, max_members)
         return
-    if lm.layout == "padded":
+    if lm.layout in ("padded", "single"):
         for indices in split_padded([len(sequence.inputs) for sequence in sequences], max_members, row_tokens):
             yield pad(sequences, indices, lm.pad_id).to(lm.device)
         return
@@ -35,22 +37,21 @@ def label_logits(lm: LanguageModel, row: Row | PairRow) -> torch.Tensor:
     """Logits (K, V) at the K label positions of a row; the head runs on the columns that need it only."""
     if lm.is_encoder_decoder:
         return pair_logits(lm, row)
-    if lm.layout == "tree":
+    extras: dict[str, object] = {}
+    if lm.layout != "single":
+        extras = {"position_ids": row.position_ids, "attention_mask": row.mask}
+    if lm.layout == "masked":
+        extras["attention_mask"] = dense_mask(row.tree, row.tokens, lm.dtype).to(lm.device)
+    elif lm.layout == "tree":
         # A mask of four dimensions is taken as it is, and tree attention does not look at it.
-        extras = {"tree": Tree(row.tree, lm.dtype, lm.device)}
-        mask = torch.zeros(1, 1, 1, 1, dtype=lm.dtype)
-    else:
-        extras = {}
-        mask = dense_mask(row.tree, row.tokens, lm.dtype).to(lm.device) if lm.layout == "masked" else row.mask
-    out = lm.model(
-        input_ids=row.input_ids,
-        position_ids=row.position_ids,
-        attention_mask=mask,
-        logits_to_keep=row.keep,
-        use_cache=False,
-        **extras,
-    )
-    return out.logits[row.rows, row.columns]
+        extras["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=lm.dtype)
+        extras["tree"] = Tree(row.tree, lm.dtype, lm.device)
+    if getattr(lm.model.config, "output_router_logits", False):
+        extras["output_router_logits"] = False  # an auxiliary loss of experts is no sample's own
+    if keeps := "logits_to_keep" in signature(lm.unwrapped.forward).parameters:
+        extras["logits_to_keep"] = row.keep
+    logits = lm.model(input_ids=row.input_ids, use_cache=False, **extras).logits
+    return logits[row.rows, row.columns if keeps else row.keep[row.columns]]
 
 
 def token_losses(logits: torch.Tensor, row: Row | PairRow) -> torch.Tensor:
@@ -74,33 +75,3 @@ def sample_losses(lm: LanguageModel, sequences: Sequence[Encoded]) -> torch.Tens
             total[row.members] = row_losses(token_losses(label_logits(lm, row), row), row).float().cpu()
     lm.team.total([total], lm.device)
     return total
-
-
-def choose_layout(lm: LanguageModel) -> str:
-    """Set and return the fastest layout in which the model computes the losses it computes from padded rows.
-
-    Not every architecture honors trees, masks and positions, so the model is asked once, on three short
-    sequences. Many small products do not suit a GPU, so trees are for the CPU. A sliding window shorter than the
-    longest sequence would be lost in either, so such a model keeps padded rows. So does an encoder-decoder.
-    """
-    if lm.is_encoder_decoder:
-        return lm.layout
-    words = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11, 12, 13], [5, 6, 14, 15, 16]]
-    vocabulary = lm.model.get_input_embeddings().num_embeddings
-    probe = [Encoded.of([w % vocabulary for w in ids[:3]], [w % vocabulary for w in ids[3:]]) for ids in words]
-    tolerance = 1e-3 if lm.dtype.itemsize >= 4 else 5e-2
-    window = getattr(lm.model.config, "sliding_window", None)
-    lm.use_layout("padded")
-    expected = sample_losses(lm, probe)
-    for layout in ["tree"] * (lm.device.type == "cpu") + ["masked"]:
-        try:
-            lm.use_layout(layout)
-            if torch.allclose(sample_losses(lm, probe), expected, rtol=tolerance, atol=tolerance):
-                break
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            continue
-    else:
-        lm.use_layout("padded")
-    if window is not None and window < lm.max_length:
-        lm.use_layout("padded")
-    return lm.layout

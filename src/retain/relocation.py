@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from retain.config import Config
-from retain.model import ALIASES
+from retain.embedded import ALIASES
 from retain.sections import TaskConfig
 from retain.tasks.harness import is_file
 
@@ -24,10 +24,11 @@ def relocate(config: Config, base: Path, folder: Path) -> Config:
         harness = {"lm_eval": move(task.lm_eval)} if task and task.lm_eval and is_file(task.lm_eval) else {}
         return task and task.model_copy(update={split: move(getattr(task, split)) for split in SPLITS} | harness)
 
-    model = config.model.model_copy(update={"name": move(config.model.name)})
+    name = config.model.name if config.model.name in ALIASES else move(config.model.name)
+    model = config.model.model_copy(update={"name": name, "chat_template": move(config.model.chat_template)})
     return config.model_copy(
         update={
-            "model": model if config.model.name not in ALIASES else config.model,
+            "model": model,
             "tasks": [moved(task) for task in config.tasks],
             "buffer": config.buffer.model_copy(update={"seed": moved(config.buffer.seed)}),
             "output": ".",

@@ -23,6 +23,7 @@ from retain.selfsynthesis import check_descriptions
 from retain.tasks import load_tasks
 from retain.tasks.loading import fingerprint
 from retain.types import InputError, Task
+from retain.weights import load_weights
 
 log = logging.getLogger("retain")
 
@@ -110,7 +111,7 @@ def evaluate(
             log.warning("%s: its test samples are not those that the run was scored on", task.name)
     lm, _ = open_model(config, run_dir)
     if stage:
-        lm.load_adapter(rows[stage] / "adapter")
+        load_weights(lm, rows[stage])
     with nullcontext() if stage else lm.base():
         scores = {task.name: evaluate_task(lm, task, config.evaluation)[0].to_dict() for task in tasks}
     return {"stage": stage, "scores": scores}

@@ -12,6 +12,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Steps = Annotated[
@@ -221,11 +222,13 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     trust_remote_code: bool = False
     revision: Text | None = None
+    chat_template: Text | None = None
 
 
 class TrainingConfig(Section):
     """Optimization, the same under every strategy (MSSR Table 11)."""
 
+    method: Literal["lora", "qlora", "full"] = "lora"
     epochs: Count = 1
     batch_size: Count = 8
     micro_batch_size: Count | None = None
@@ -256,6 +259,23 @@ class LoraConfig(Section):
     alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Modules | None = None
+    exclude_modules: Modules | None = None
+    target_parameters: Annotated[list[Text], Field(min_length=1, description="a list of names")] | None = None
+    modules_to_save: Annotated[list[Text], Field(min_length=1, description="a list of names")] | None = None
+    layers_to_transform: Annotated[list[Index], Field(min_length=1, description="a list of numbers from 0")] | None = (
+        None
+    )
+    layers_pattern: Text | None = None
+    rank_pattern: Annotated[dict[Text, Count], Field(description="a rank for each pattern")] = {}
+    alpha_pattern: Annotated[dict[Text, Positive], Field(description="an alpha for each pattern")] = {}
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: Literal[True, False, "gaussian", "orthogonal"] = True
+
+    @property
+    def variants(self) -> dict[str, Any]:
+        """What differs from plain LoRA, under PEFT's names."""
+        return self.model_dump(exclude={"r", "alpha", "dropout", "target_modules"}, exclude_defaults=True)
 
 
 class CheckpointConfig(Section):

@@ -40,6 +40,11 @@ def is_sharded(lm: LanguageModel) -> bool:
 
 def check_shardable(config: Config) -> None:
     """Raises InputError for what makes passes of its own, other ones on each process, which would wait for ever."""
+    if config.training.method != "lora":
+        raise InputError(
+            f"training.method: {config.training.method} does not work with a model sharded by FSDP, which is a frozen "
+            "one with an adapter; set lora, or start without --use_fsdp"
+        )
     chosen = preset_of(config.strategy)
     used = {name for name, _ in chosen.regularizers} | ({"synthesis"} if chosen.source else set())
     used |= {"synthesis"} if config.buffer.seed and config.buffer.seed.synthesize else set()

@@ -14,14 +14,13 @@ from typing import Any
 
 from retain.config import Config
 from retain.data_record import own_code
-from retain.presets import AUTO, preset_of
+from retain.presets import AUTO, OWN_ADAPTERS, preset_of
 from retain.types import Task
 
 # What acts on replayed samples or on their draw, and so on nothing while the buffer is empty. A kind or clock that
 # keeps a state of its own from the first stage on is none of these.
 STATELESS_KINDS = ("expanding", "fixed", "geometric", "explicit", "every", "threshold")
 STATELESS_CLOCKS = ("stage", "global")
-OWN_ADAPTERS = ("o-lora", "osf")  # they rebuild the base's weights, which need not be the same to the last bit
 REPLAY_ONLY_MEMORY = ("theta", "time_unit", "priority", "zeta", "beta_m", "rho_m", "staleness_cap")
 
 
@@ -29,7 +28,7 @@ def base_row_key(config: Config, tasks: Sequence[Task]) -> str:
     """What the scores of the untouched model depend on, hashed: model, data and evaluation, and no seed."""
     values = config.model_dump()
     facts = {name: values[name] for name in ("model", "tasks", "template", "on_invalid", "data_seed", "evaluation")}
-    facts |= {name: values["training"][name] for name in ("precision", "max_length")}
+    facts |= {name: values["training"][name] for name in ("method", "precision", "max_length")}
     adapters = [name for name, _ in preset_of(config.strategy).regularizers if name in OWN_ADAPTERS]
     return _digest("base", facts, tasks, adapters=adapters, **_code(config))
 

@@ -32,6 +32,7 @@ from retain.trace import MemoryTrace
 from retain.tracking import Tracking
 from retain.trainer import Stage, StageRecord, Watch, train_stage
 from retain.types import Task
+from retain.weights import save_weights
 
 log = logging.getLogger("retain")
 
@@ -86,7 +87,7 @@ class StageRun:
         check_agreement(Team.launched(), replayer.drawn, buffer.memory)
         self.dir.log_events(stage.number, stage.first_step, replayer, tasks)
         self._remember(buffer, record, trace, synthesis, folder)
-        lm.save_adapter(folder / "adapter")
+        save_weights(lm, folder)
         buffer.save(folder / "buffer")
         strategy.save(folder)
         spent = Counter(probe_tokens=context.probe_tokens, generated_tokens=synthesis.tokens if synthesis else 0)

@@ -22,6 +22,7 @@ from retain.synthesis.prompts import SHOWING, Pair
 from retain.synthesis.writer import Writer, Written
 from retain.tasks import load_task
 from retain.types import InputError
+from retain.weights import load_weights
 
 log = logging.getLogger("retain")
 
@@ -52,7 +53,7 @@ def synthesize(
     shown = _demonstrations(folder, task, demonstrations)
     part = _part(out)
     lm, _ = open_model(config, run_dir)
-    lm.load_adapter(folder / "adapter")
+    load_weights(lm, folder)
     writer = Writer(lm, config)
     card, real = _card(writer, config, run_dir, folder, task, learned)
     if not shown:

@@ -115,6 +115,9 @@ def _obstacles(config: Config) -> Iterator[str]:
         yield "does not clip logits before a draw, which privacy.epsilon_per_token needs; leave that out"
     if found := [name for name, _ in preset_of(config.strategy).regularizers if name in MANY]:
         yield f"writes with the base model and one LoRA adapter, which strategy {found[0]} is not; leave that out"
+    if config.training.method != "lora" or config.lora.variants:
+        what = next(iter(config.lora.variants), config.training.method)
+        yield f"writes with plain LoRA adapters beside the base model, and not under {what}; leave that out"
     if not COLDEST <= config.synthesis.temperature <= HOTTEST:
         yield f"takes a synthesis.temperature of {COLDEST} to {HOTTEST}, not {config.synthesis.temperature:g}"
     if launcher.processes() > 1:
