@@ -13,16 +13,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from retain import costs
+from retain.adapters import attach_adapter
 from retain.architecture import KNOWN, Pieces, outline, shape_of
 from retain.config import make_config
 from retain.config_yaml import dump_yaml
 from retain.costs import DEVICES, Device, Hardware, Passes, Shape
 from retain.estimates import estimate
-from retain.model import LanguageModel, _attach_lora
+from retain.model import LanguageModel
 from retain.scheduler import plan_run
-from retain.sections import LoraConfig
 from retain.tasks import load_tasks
 from retain.types import InputError
+
+ADAPTED = make_config({"tasks": ["iso_date"], "lora": {"r": 4}, "seed": 1}, "test")
 
 
 def counted(model, tokens=64, labels=4, backward=True):
@@ -53,7 +55,7 @@ def counted(model, tokens=64, labels=4, backward=True):
 def lm(request):
     model = tiny_llama()
     if request.param == "adapter":
-        model = _attach_lora(model, LoraConfig(r=4), 1)
+        model = attach_adapter(model, ADAPTED)
     return LanguageModel(model, byte_tokenizer(), 128)
 
 
@@ -70,7 +72,7 @@ def test_kept_activations_are_near_those_that_torch_keeps():
     """In 16 bits norms keep float32 copies too, which the count allows for, and attention written out keeps one more
     matrix; in 32 bits the count is above."""
     for dtype, low, high in ((torch.bfloat16, 0.7, 1.5), (torch.float32, 1.0, 2.0)):
-        model = _attach_lora(tiny_llama(dtype), LoraConfig(r=4), 1).train()
+        model = attach_adapter(tiny_llama(dtype), ADAPTED).train()
         shape, logits = shape_of(LanguageModel(model, byte_tokenizer(), 128)), 4 * 258 * 4
         for tokens in (32, 128):
             expected, _ = costs.activation_bytes(shape, tokens, dtype.itemsize)

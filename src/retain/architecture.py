@@ -11,10 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from retain.adapters import attach_adapter
 from retain.cache import cache_folder
 from retain.config import Config
 from retain.costs import Shape
-from retain.model import ALIASES, LanguageModel, _attach_lora, _locate
+from retain.model import ALIASES, LanguageModel, _locate
 from retain.types import InputError
 
 CHARACTERS_A_TOKEN = 4  # of English prose
@@ -75,7 +76,7 @@ def outline(config: Config, base: Path) -> tuple[LanguageModel, bool]:
             raise InputError(f"--device: {name!r} is an encoder-decoder; estimates are for decoders")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-            model = _attach_lora(model, config.lora, config.seed)
+            model = model if config.training.method == "full" else attach_adapter(model, config)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise (

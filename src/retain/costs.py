@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ADAMW_BYTES = 16  # a trained weight, its gradient and two moments, each in float32
+NF4_BYTES = 4.127 / 8  # of a weight in 4 bits with double quantization (Dettmers et al. 2023, arXiv 2305.14314)
 USUAL_MFU = 0.35  # share of a device's peak that training reaches; 0.3 to 0.5 is common for dense transformers
 
 

@@ -171,15 +171,24 @@ def _rows(lm: LanguageModel, sequences: Sequence[Encoded], most: int | None) -> 
         yield tokens, pairs, labels
 
 
+def _weight_bytes(shape: Shape, config: Config) -> float:
+    """Of the weights that stay frozen; those that are trained count with their optimizer."""
+    stored = {"auto": 4, "float32": 4, "float64": 8}.get(config.model.dtype, 2)
+    if not shape.adapted:
+        return 0.0
+    if config.training.method == "qlora":  # embedding and head are not quantized
+        return costs.NF4_BYTES * shape.active + 2.0 * (shape.weights - shape.active)
+    return float(stored * shape.weights)
+
+
 def _memory(
     shape: Shape, config: Config, training: Passes, scoring: Passes, width: int, on: Hardware
 ) -> dict[str, float | None]:
     """Bytes on each device, the libraries' own and what lies unused between tensors apart."""
-    stored = {"auto": 4, "float32": 4, "float64": 8}.get(config.model.dtype, 2)
     kept, checkpointed = costs.activation_bytes(shape, training.longest, width)
     cached = costs.cache_bytes(shape, config.evaluation.batch_size, scoring.longest, width)
     parts = {
-        "weights": float(stored * shape.weights),
+        "weights": _weight_bytes(shape, config),
         "adapter_and_optimizer": float(costs.ADAMW_BYTES * shape.trained),
         "activations": kept,
         "logits": costs.logit_bytes(shape, max(training.most_labels, scoring.most_labels), width),
