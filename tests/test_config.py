@@ -412,3 +412,10 @@ def test_the_page_states_the_default_and_what_is_allowed(key):
     else:
         assert parse_yaml(default.strip("`"), "page")[0] == field.default
     assert meaning
+
+
+def test_a_comparison_is_told_from_a_run(tmp_path):
+    path = tmp_path / "methods.yaml"
+    path.write_text("run: my-run.yaml\nstrategies: [none, mssr]\n")
+    with pytest.raises(InputError, match=r"methods.yaml: compares strategies .*retain compare"):
+        load_config(path)

@@ -112,6 +112,8 @@ def validate(model: type[SectionType], values: dict[str, Any], source: str) -> S
 def load_config(path: str | Path, overrides: list[str] | None = None, *, need_tasks: bool = True) -> Config:
     """Read a YAML file, lay `key=value` overrides over it and the strategy's defaults under it."""
     values, lines = read_yaml(path)
+    if {"run", "strategies"} <= values.keys():
+        raise InputError(f"{path}: compares strategies (`strategies`); `retain compare {path}` runs it")
     values = lay_over(values, lines, overrides or [])
     return make_config(values, str(path), lines, need_tasks=need_tasks)
 

@@ -14,6 +14,7 @@ from accelerate.utils import patch_environment
 
 from retain import launcher
 from retain.config import Config
+from retain.embedded import ALIASES, embedded_model
 from retain.layouts import choose_layout
 from retain.model import LanguageModel, load_model
 from retain.sharding import check_shardable, shard
@@ -41,12 +42,16 @@ def open_model(config: Config, base: Path) -> tuple[LanguageModel, Accelerator]:
             accelerator = Accelerator(mixed_precision=precision_of(config))
     except ValueError as error:
         raise InputError("training.precision: this Python process already uses another one") from error
+    team = Team.launched()
+    if team.size > 1 and config.model.name in ALIASES:
+        with team.first():
+            embedded_model()  # one converts it, where nobody has
     lm = load_model(config, base)
-    if launcher.wants_sharding() and Team.launched().size > 1:
+    if launcher.wants_sharding() and team.size > 1:
         check_shardable(config)
         shard(lm, accelerator.device)
     else:
-        lm.team = Team.launched()
+        lm.team = team
         lm.model.to(accelerator.device)
     choose_layout(lm)
     return lm, accelerator
