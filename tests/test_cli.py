@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from retain.types import GateError, InputError
 
 COMMANDS = [
     *("run", "quickstart", "compare", "plan", "simulate", "evaluate", "synthesize", "review", "report"),
-    *("calibrate", "fit", "gate", "rollback", "erase", "doctor", "tasks", "models", "add", "export"),
+    *("calibrate", "fit", "gate", "rollback", "erase", "doctor", "tasks", "models", "add", "export", "merge", "push"),
 ]
 TRACE = {
     "config": {"time_unit": 10},
@@ -77,14 +77,20 @@ def test_help_is_quick(name):
     arguments = [*filter(None, [name]), "--help"]
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = processor_seconds()
         done = fresh(*arguments)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(processor_seconds() - started)
         assert done.returncode == 0
         assert "Usage" in done.stdout
         if seconds[-1] < 0.5:
             return
     pytest.fail(f"help took {min(seconds):.2f} s at best")
+
+
+def processor_seconds() -> float:
+    """What processes that this one started have computed, which other work on the machine does not lengthen."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize("name", [None, *COMMANDS])
@@ -332,7 +338,7 @@ def test_evaluate_shows_the_scores_of_a_stage(command, engine, tmp_path):
         "metric": "bleu",
         "n": 7,
     }
-    engine.evaluate = lambda folder, stage: {"stage": stage, "scores": {"sst2": scores}}
+    engine.evaluate = lambda folder, stage, harness, limit: {"stage": stage, "scores": {"sst2": scores}}
     code, out, _ = command("evaluate", tmp_path, "--stage", "2")
     assert code == 0
     assert "after stage 2" in out and "1.25" in out and "bleu" in out
