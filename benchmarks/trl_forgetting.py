@@ -11,7 +11,6 @@ answer; losses are the mean over the held-out answers' tokens.
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import tempfile
 import time
@@ -31,6 +30,7 @@ from retain.evaluate import evaluate_task
 from retain.integrations.transformers import Replay, replayify
 from retain.linear import mkl_is_slow, use_onednn
 from retain.model import LanguageModel
+from retain.strategies.base import snapshot
 from retain.tasks import load_tasks
 from retain.types import Task
 
@@ -94,12 +94,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]
         replay = Replay(memory, TASKS[0], arguments.strategy, seed=arguments.seed)
         train(both, model, tokenizer, tasks[0], f"{folder}/trainer", arguments, replay=replay)
         table[f"after {TASKS[0]}"] = score(model, tokenizer, config, tasks)
+        learned = snapshot(model)
         for name in ("plain SFTTrainer", f"replayify, {arguments.strategy}"):
-            again, replay = copy.deepcopy(model), Replay(memory, TASKS[1])
+            model.load_state_dict(learned, strict=False)
+            replay = Replay(memory, TASKS[1])
             plain = name.startswith("plain")
-            seconds = train(SFTTrainer if plain else both, again, tokenizer, tasks[1], f"{folder}/trainer", arguments,
+            seconds = train(SFTTrainer if plain else both, model, tokenizer, tasks[1], f"{folder}/trainer", arguments,
                             **({} if plain else {"replay": replay}))  # fmt: skip
-            table[f"after {TASKS[1]}, {name}"] = score(again, tokenizer, config, tasks)
+            table[f"after {TASKS[1]}, {name}"] = score(model, tokenizer, config, tasks)
             extra = "" if plain else f", {replay.counts['replayed_samples']} samples replayed"
             print(f"{name}: {seconds:.0f} s of processor time{extra}", flush=True)
     return table
