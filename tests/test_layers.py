@@ -122,6 +122,7 @@ LAYERS = {
     "cli_plan": 6,
     "cli_compare": 6,
     "cli_guard": 6,
+    "cli_options": 6,
     "cli_review": 6,
     "cli_views": 6,
     "__main__": 6,

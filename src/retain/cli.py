@@ -13,11 +13,12 @@ from retain import cli_adapters, cli_care
 from retain.cli_add import add, export
 from retain.cli_compare import compare
 from retain.cli_guard import guarded, print_json, run_folder, show
+from retain.cli_options import AcceptChangedData, AdapterStage, AsJson, ConfigFile, Overrides, RunFolder, load
 from retain.cli_plan import plan
 from retain.types import InputError
 
 if TYPE_CHECKING:
-    from retain.config import Config
+    pass
 
 app = typer.Typer(
     help="Fine-tune a language model on one task after another and keep what it learned before.",
@@ -27,14 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file.", show_default=False),
-]
-RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
 
 def main() -> None:
@@ -59,9 +52,7 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option(help="Run directory, instead of `output`.")] = None,
-    accept_changed_data: Annotated[
-        bool, typer.Option("--accept-changed-data", help="Go on with data that changed since the run began.")
-    ] = False,
+    accept_changed_data: AcceptChangedData = False,
 ) -> None:
     """Train on the tasks of a YAML file, one after another. Run it again to resume.
 
@@ -71,7 +62,7 @@ def run(
       retain run my-run.yaml --out runs/high-rate training.learning_rate=1e-3
       retain run my-run.yaml strategy=none tasks.sst2.max_train=100
     """
-    checked, base = _load(config, overrides)
+    checked, base = load(config, overrides)
     from retain.run import run as run_config
 
     if out is not None and not out.strip():
@@ -112,8 +103,6 @@ app.command()(export)
 app.command()(compare)
 cli_adapters.register(app)
 cli_care.register(app)
-
-
 app.command()(plan)
 
 
@@ -153,7 +142,7 @@ def synthesize(
     out: Annotated[str, typer.Option(help="The file: .jsonl, .jsonl.gz or .jsonl.zst.")],
     overrides: Overrides = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples to keep.")] = 500,
-    stage: Annotated[int | None, typer.Option(min=1, help="The adapter after this stage; the last by default.")] = None,
+    stage: AdapterStage = None,
     demonstrations: Annotated[
         str | None, typer.Option(help="JSON lines with input and answer to show in the prompt.")
     ] = None,
@@ -302,7 +291,7 @@ def tasks(
     if config is None:
         show(cli_views.builtin_tasks())
     else:
-        checked, base = _load(config, overrides)
+        checked, base = load(config, overrides)
         show(cli_views.configured_tasks(checked, base))
 
 
@@ -318,12 +307,6 @@ def models() -> None:
     from retain.cli_views import known_models
 
     show(known_models())
-
-
-def _load(config: str, overrides: list[str] | None) -> tuple[Config, Path]:
-    from retain.config import load_config
-
-    return load_config(config, overrides or []), Path(config).parent
 
 
 def _read_trace(trace: str) -> Any:

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from retain.cli_guard import guarded, run_folder, show
+from retain.cli_options import AdapterStage, RunFolder
 from retain.types import InputError
-
-RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +49,7 @@ def evaluate(
 def merge(
     folder: RunFolder,
     out: Annotated[str, typer.Option(help="The folder to write, new or empty.")],
-    stage: Annotated[int | None, typer.Option(min=1, help="The adapter after this stage; the last by default.")] = None,
+    stage: AdapterStage = None,
     stages: Annotated[str | None, typer.Option(help="Several stages instead, such as 1,2,3.")] = None,
     method: Annotated[
         str, typer.Option(help="How several are mixed: cat (their mean), linear, ties, dare_linear, ...")
@@ -103,7 +102,7 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list:
 def push(
     folder: RunFolder,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="A repository of the Hub, owner/name.")],
-    stage: Annotated[int | None, typer.Option(min=1, help="The adapter after this stage; the last by default.")] = None,
+    stage: AdapterStage = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository one that all can read.")] = False,
 ) -> None:
     """Upload a stage's adapter with its model card to the Hub. A new repository is private.

@@ -8,17 +8,16 @@ from typing import Annotated
 import typer
 
 from retain.cli_guard import guarded, run_folder, show
+from retain.cli_options import AcceptChangedData, RunFolder
 
 
 @guarded
 def add(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    folder: RunFolder,
     task: Annotated[
         str | None, typer.Argument(metavar="TASK", help="A YAML file with the task.", show_default=False)
     ] = None,
-    accept_changed_data: Annotated[
-        bool, typer.Option("--accept-changed-data", help="Go on with data that changed since the run began.")
-    ] = False,
+    accept_changed_data: AcceptChangedData = False,
 ) -> None:
     """Learn one more task in the directory of a finished run, with its settings and its memory.
 
@@ -39,7 +38,7 @@ def add(
 @guarded
 def export(
     form: Annotated[str, typer.Argument(metavar="FORM", help="jsonl, parquet, llamafactory or adapter.")],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")],
+    folder: RunFolder,
     out: Annotated[str, typer.Option(help="The folder to write, new or empty.")],
     task: Annotated[str | None, typer.Option(help="For llamafactory: a YAML file with the new task.")] = None,
     stage: Annotated[int | None, typer.Option(min=1, help="For adapter: the stage; the last by default.")] = None,

@@ -10,14 +10,13 @@ import typer
 
 from retain.cache import cache_folder
 from retain.cli_guard import FAILED, guarded, print_json, run_folder, show
+from retain.cli_options import AsJson, RunFolder
 from retain.types import GateError, InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from retain.gate import Finding
-
-RunFolder = Annotated[str, typer.Argument(metavar="DIR", help="The directory of a run.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +33,7 @@ def gate(
         typer.Argument(metavar="KEY=VALUE", help="Limits that win over the run's own.", show_default=False),
     ] = None,
     stage: Annotated[int | None, typer.Option(min=1, help="Check after this stage; the last by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a run against limits on forgetting, scores and loss. Exit code 3 where one is not met.
 
@@ -179,7 +178,7 @@ def doctor(
         str | None, typer.Argument(metavar="[CONFIG|DIR]", help="A YAML file, or the directory of a run.")
     ] = None,
     bundle: Annotated[str | None, typer.Option(help="Write a zip for a bug report on the run to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show versions, device, precision and room, and what a configuration would download.
 

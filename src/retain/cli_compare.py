@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from retain.cli_guard import FAILED, guarded
+from retain.cli_options import Overrides
 from retain.types import InputError
 
 ENGINES = ("local", "ray")
@@ -18,10 +19,7 @@ ENGINES = ("local", "ray")
 @guarded
 def compare(
     file: Annotated[str, typer.Argument(metavar="COMPARE", help="The YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the runs and what they would replay, and stop.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time; they share the cores.")] = 1,
     cell: Annotated[str | None, typer.Option(help="Run this cell alone, in this process.")] = None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retain.cli_guard import guarded, print_json, show
+from retain.cli_options import AsJson, ConfigFile, Overrides, load
 from retain.types import InputError
 
 if TYPE_CHECKING:
@@ -21,12 +21,9 @@ TERA, GIGA = 1e12, 1e9
 
 @guarded
 def plan(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
     device: Annotated[
         str | None,
         typer.Option(help="Also estimate tokens, memory and hours on this, such as h100 or cpu."),
@@ -48,12 +45,10 @@ def plan(
       retain plan my-run.yaml --json | jq .totals
     """
     on = _hardware(device, processes, mfu)
-    from retain.config import load_config
-
-    checked = load_config(config, overrides or [])
+    checked, base = load(config, overrides)
     from retain.cli_views import calendar, make_plan
 
-    found = make_plan(checked, Path(config).parent, on)
+    found = make_plan(checked, base, on)
     if as_json:
         print_json(found)
         return
