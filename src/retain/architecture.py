@@ -13,9 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.adapters import attach_adapter
 from retain.cache import cache_folder
+from retain.chat import check_tokenizer
 from retain.config import Config
 from retain.costs import Shape
-from retain.model import ALIASES, LanguageModel, _locate
+from retain.model import ALIASES, LanguageModel, locate
+from retain.sections import ModelConfig
 from retain.types import InputError
 
 CHARACTERS_A_TOKEN = 4  # of English prose
@@ -70,23 +72,21 @@ def outline(config: Config, base: Path) -> tuple[LanguageModel, bool]:
     name = config.model.name
     options = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision or "main"}
     try:
-        source = str(cache_folder() / name) if name in ALIASES else _locate(config.model, base)
+        source = str(cache_folder() / name) if name in ALIASES else locate(config.model, base)
         settings = _known(name) or AutoConfig.from_pretrained(source, **options)
         if settings.is_encoder_decoder:
             raise InputError(f"--device: {name!r} is an encoder-decoder; estimates are for decoders")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
             model = model if config.training.method == "full" else attach_adapter(model, config)
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise (
-            error
-            if isinstance(error, InputError)
-            else InputError(
-                f"model.name: the shape of {name!r} is not known ({reason}); give a folder that holds its config.json"
-            )
+        raise InputError(
+            f"model.name: the shape of {name!r} is not known ({reason}); give a folder that holds its config.json"
         ) from None
-    tokenizer = _tokenizer(source, options)
+    tokenizer = _tokenizer(source, options, config.model, base)
     limit = getattr(settings, "max_position_embeddings", None) or config.training.max_length
     return LanguageModel(model, tokenizer or Pieces(), min(limit, config.training.max_length)), tokenizer is not None
 
@@ -134,11 +134,11 @@ def _known(name: str) -> PretrainedConfig | None:
     return AutoConfig.for_model(**values) if values else None
 
 
-def _tokenizer(source: str, options: dict[str, Any]) -> Any:
-    """The model's own tokenizer if it is on this machine."""
+def _tokenizer(source: str, options: dict[str, Any], config: ModelConfig, base: Path) -> Any:
+    """The model's own tokenizer if it is on this machine and a run could take it."""
     try:
         found = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
+        check_tokenizer(found, config, base)
     except (OSError, ValueError, ImportError):
         return None
-    plain = len(set(found.get_vocab()) - set(found.all_special_tokens)) > 1
-    return found if plain and found.eos_token_id is not None else None
+    return found

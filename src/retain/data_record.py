@@ -11,7 +11,7 @@ from retain.config import Config
 from retain.extending import code_of, is_import_path
 from retain.files import write_json
 from retain.presets import preset_of
-from retain.reading import parse_json, read_lines
+from retain.report.journal import read_journal
 from retain.rundir import DATA_FILE, TAKEN_BACK, RunDir, read_hashes
 from retain.tasks.loading import SPLITS, fingerprint
 from retain.types import InputError, Task
@@ -103,13 +103,8 @@ def check_code(run: RunDir, config: Config) -> None:
     if not now:
         return
     before: dict[str, Any] = {}
-    for _, line in read_lines(run.journal):
-        try:
-            record = parse_json(line)
-        except ValueError:  # a torn line
-            continue
-        if isinstance(record, dict) and record.get("kind") == "code" and isinstance(record.get("parts"), dict):
-            before |= record["parts"]
+    for line in read_journal(run.journal):
+        before |= line["parts"] if line["kind"] == "code" and isinstance(line.get("parts"), dict) else {}
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:
         log.warning("%s: the code of %s changed since the run began; what is finished was made by the old one",

@@ -15,7 +15,6 @@ from retain.config import Config
 from retain.learner import PACKAGES
 from retain.relocation import SPLITS
 from retain.sections import BUILTIN
-from retain.tasks.files import READERS
 from retain.tasks.hub import is_hub_name
 
 OPTIONAL = (
@@ -64,9 +63,8 @@ def needs(config: Config, base: Path) -> list[tuple[str, str]]:
         for split in SPLITS:
             source = getattr(spec, split)
             if source and not source.startswith(BUILTIN) and not (base / os.path.expanduser(source)).exists():
-                remote = is_hub_name(source) and Path(source).suffix.lower() not in READERS
                 what = f"{source}: a data set of the Hub; downloaded, unless it is in the cache of `datasets`"
-                found.append((f"{spec.name}, {split}", what if remote else f"{source}: missing"))
+                found.append((f"{spec.name}, {split}", what if is_hub_name(source) else f"{source}: missing"))
     found += [
         (spec.name, f"{spec.lm_eval}: a task of lm-eval; its data are downloaded, unless they are in the cache")
         for spec in config.tasks

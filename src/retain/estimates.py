@@ -17,6 +17,7 @@ from retain.architecture import outline, shape_of
 from retain.batching import ROW_TOKENS, Encoded, common_prefix, split_padded, split_rows
 from retain.config import Config
 from retain.costs import DEVICES, Hardware, Passes, Shape
+from retain.layouts import allowed_layouts
 from retain.likelihood import choice_ids, cut_prompts
 from retain.model import LanguageModel
 from retain.plans import StagePlan
@@ -153,10 +154,10 @@ def _passes(lm: LanguageModel, sequences: Sequence[Encoded], dense: bool, most: 
 
 
 def _rows(lm: LanguageModel, sequences: Sequence[Encoded], most: int | None) -> Iterator[tuple[int, int, int]]:
-    """Tokens, query-key pairs and labels of each row; a model with a short window gets padded rows."""
-    window = getattr(lm.unwrapped.config, "sliding_window", None)
-    if window is not None and window < lm.max_length:
-        for members in split_padded([len(one.inputs) for one in sequences], most, ROW_TOKENS):
+    """Tokens, query-key pairs and labels of each row, in the layout that its configuration leaves the model."""
+    layout = next(iter(allowed_layouts(lm)), "single")
+    if layout in ("padded", "single"):
+        for members in split_padded([len(one.inputs) for one in sequences], 1 if layout == "single" else most):
             widest = max(len(sequences[i].inputs) for i in members)
             yield widest * len(members), widest**2 * len(members), sum(sum(sequences[i].labels) for i in members)
         return

@@ -34,13 +34,14 @@ def choose_layout(lm: LanguageModel) -> str:
         expected = _probe(lm)
     except FAILURES as error:
         raise InputError(f"model: {lm.model.config.model_type} cannot be trained here ({error})") from error
-    lm.use_layout(next((layout for layout in _allowed(lm) if _agrees(lm, layout, expected)), "single"))
+    lm.use_layout(next((layout for layout in allowed_layouts(lm) if _agrees(lm, layout, expected)), "single"))
     lm.pads_left = lm.layout != "single" and (lm.is_encoder_decoder or _pads_left(lm))
     return lm.layout
 
 
-def _allowed(lm: LanguageModel) -> Sequence[str]:
-    """The layouts that the lengths of sequences, the device and the configuration leave."""
+def allowed_layouts(lm: LanguageModel) -> Sequence[str]:
+    """The layouts that the lengths of sequences, the device and the configuration leave, fastest first; none of them
+    where only "single" is left."""
     config = lm.model.config.get_text_config()
     if lm.is_encoder_decoder:
         return ("padded",)

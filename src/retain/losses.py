@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from inspect import signature
 
 import torch
@@ -48,10 +49,16 @@ def label_logits(lm: LanguageModel, row: Row | PairRow) -> torch.Tensor:
         extras["tree"] = Tree(row.tree, lm.dtype, lm.device)
     if getattr(lm.model.config, "output_router_logits", False):
         extras["output_router_logits"] = False  # an auxiliary loss of experts is no sample's own
-    if keeps := "logits_to_keep" in signature(lm.unwrapped.forward).parameters:
+    if keeps := _keeps_logits(getattr(lm.unwrapped.forward, "__func__", lm.unwrapped.forward)):
         extras["logits_to_keep"] = row.keep
     logits = lm.model(input_ids=row.input_ids, use_cache=False, **extras).logits
     return logits[row.rows, row.columns if keeps else row.keep[row.columns]]
+
+
+@cache
+def _keeps_logits(forward: Callable[..., object]) -> bool:
+    """Whether a model's forward pass computes logits of chosen columns alone."""
+    return "logits_to_keep" in signature(forward).parameters
 
 
 def token_losses(logits: torch.Tensor, row: Row | PairRow) -> torch.Tensor:

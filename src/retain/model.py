@@ -41,7 +41,7 @@ class LanguageModel:
     again, where there is any to read.
 
     `layout` is how sequences are laid out in a forward pass: "tree", "masked", "padded" or "single" (see
-    `losses.choose_layout`). `pads_left`: whether prompts of different lengths may be written on side by side.
+    `layouts.choose_layout`). `pads_left`: whether prompts of different lengths may be written on side by side.
     `team`: the processes among which is dealt out what is computed without gradients.
     `max_length` is the longest sequence in tokens; what is longer is truncated. In an encoder-decoder the
     encoder reads the prompt and the decoder writes the answer, so each has `max_length` tokens of its own.
@@ -282,7 +282,7 @@ def load_model(config: Config, base: Path = Path()) -> LanguageModel:
 
     base: the folder that a relative path is relative to.
     """
-    source = _locate(config.model, base)
+    source = locate(config.model, base)
     options = {
         "trust_remote_code": config.model.trust_remote_code,
         "revision": config.model.revision or "main",
@@ -320,7 +320,8 @@ def _read_model(config: Config, source: str, options: Mapping[str, Any]) -> PreT
     return model
 
 
-def _locate(config: ModelConfig, base: Path) -> str:
+def locate(config: ModelConfig, base: Path) -> str:
+    """What transformers loads a model from: the embedded one's folder, a folder, or a Hub name. Raises InputError."""
     if config.name in ALIASES:
         return str(embedded_model())
     local = base / Path(config.name).expanduser()

@@ -16,15 +16,15 @@ from retain.files import write_text
 from retain.matrix import summarize
 from retain.presets import preset_of
 from retain.reading import foreign, read_json
-from retain.rundir import RunDir
+from retain.rundir import RunDir, final_loss, score_matrix
 from retain.sections import BUILTIN, TaskConfig
-from retain.tasks.files import READERS
+from retain.tasks.harness import is_file
 from retain.tasks.hub import is_hub_name
+from retain.tasks.loading import SPLITS
 
 CARD = "README.md"
 WHEEL = "smollm2-135m"
 HUB_NAMES = {WHEEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}
-SPLITS = ("train", "validation", "test")
 LONGEST = 300  # characters of a description
 LEFT_OUT = ("output", "tracking", "checkpoint")
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
@@ -32,8 +32,7 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 
 def is_remote(source: str, base: Path) -> bool:
     """Whether a source of a run at `base` is a name of the Hub and no file of this machine."""
-    named = is_hub_name(source) and Path(source).suffix.lower() not in READERS
-    return named and not source.startswith(BUILTIN) and not (base / source).exists()
+    return is_hub_name(source) and not source.startswith(BUILTIN) and not (base / source).exists()
 
 
 def plain(text: str) -> str:
@@ -140,13 +139,8 @@ def _scores(story: Story) -> str:
 def _metrics(story: Story) -> dict[str, float | None]:
     """The metrics of the matrix up to the stage, and the mean NLL of what is learned."""
     learned = [spec.name for spec in story.tasks if spec.train]
-
-    def column(kind: str) -> list[list[float | None]]:
-        return [[row["scores"].get(name, {}).get(kind) for name in learned] for row in story.rows]
-
-    final = [value for value in column("nll")[-1] if value is not None]
-    found = summarize(column("generated"), preset_of(story.config.strategy).joint)
-    return found | {"NLL": sum(final) / len(final) if final else None}
+    found = summarize(score_matrix(story.rows, learned, "generated"), preset_of(story.config.strategy).joint)
+    return found | {"NLL": final_loss(score_matrix(story.rows, learned, "nll"))}
 
 
 def _recipe(story: Story) -> str:
@@ -205,7 +199,7 @@ def _task(spec: TaskConfig, names: Sequence[str], local: Callable[[str], str]) -
     for split in SPLITS:
         if split in values and not values[split].startswith(BUILTIN):
             values[split] = local(values[split])
-    if values.get("lm_eval", "").lower().endswith((".yaml", ".yml")):
+    if is_file(values.get("lm_eval", "")):
         values["lm_eval"] = Path(values["lm_eval"]).name
     if values.get("valid_until") not in names:
         values.pop("valid_until", None)

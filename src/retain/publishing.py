@@ -28,7 +28,6 @@ WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 METHODS = ("cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 SPARSE = METHODS[2:]  # they keep a share of each adapter's values
 CONVERTER = "convert_hf_to_gguf.py"
-CHECKED = 1 << 24  # values of a tensor that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +123,8 @@ def merge(
     The folder is there whole, each of its tensors read back, or not at all. Raises InputError.
     """
     check_new(out)
+    if mixture:
+        _check_mixture(mixture)
     config = load_config(run_dir / "config.yaml", need_tasks=False)
     stages = list(mixture.stages) if mixture else [stage]
     adapters = [adapter_of(run_dir, one) for one in stages]
@@ -150,17 +151,20 @@ def merge(
         os.replace(folder, out)
 
 
-def _mix(lm: LanguageModel, folders: Sequence[Path], mixture: Mixture, seed: int) -> None:
-    """Several adapters as one, which then acts alone."""
-    weights = list(mixture.weights) or [1 / len(folders)] * len(folders)
+def _check_mixture(mixture: Mixture) -> None:
+    stages, weights = len(mixture.stages), len(mixture.weights)
     problems = {
         f"--method: {mixture.method!r}; choose {', '.join(METHODS)}": mixture.method not in METHODS,
-        f"--weights: {len(weights)} for {len(folders)} stages; give one each": len(weights) != len(folders),
+        f"--weights: {weights} for {stages} stages; give one each": weights not in (0, stages),
         f"--density: {mixture.density:g}; a share above 0 and at most 1": not 0 < mixture.density <= 1,
     }
     if wrong := [text for text, is_wrong in problems.items() if is_wrong]:
         raise InputError("; ".join(wrong))
-    names = []
+
+
+def _mix(lm: LanguageModel, folders: Sequence[Path], mixture: Mixture, seed: int) -> None:
+    """Several adapters as one, which then acts alone."""
+    weights, names = list(mixture.weights) or [1 / len(folders)] * len(folders), []
     for number, folder in enumerate(folders):
         lm.load_adapter(folder)
         found = lm.adapter_weights()

@@ -9,8 +9,7 @@ from retain.config import Config
 from retain.embedded import ALIASES
 from retain.sections import TaskConfig
 from retain.tasks.harness import is_file
-
-SPLITS = ("train", "validation", "test")
+from retain.tasks.loading import SPLITS
 
 
 def relocate(config: Config, base: Path, folder: Path) -> Config:

@@ -307,20 +307,19 @@ class RunDir:
         joint = chosen.joint
         trained = [t["name"] for t in tasks if t["stage"]]
         others = [t["name"] for t in tasks if not t["stage"]]
-        matrices = {kind: _matrix(rows, trained, kind) for kind in SCORES}
-        guards = {kind: _matrix(rows, others, kind) for kind in SCORES}
+        matrices = {kind: score_matrix(rows, trained, kind) for kind in SCORES}
+        guards = {kind: score_matrix(rows, others, kind) for kind in SCORES}
         stages = 1 if joint else len(trained)
         by_matrix = {kind: summarize(matrices[kind], joint) for kind in SCORES} if trained and rows else {}
         if by_matrix:  # the others take a high score for a good one
             by_matrix["nll"] = {name: by_matrix["nll"][name] for name in ("ACC", "MAA", "BWT", "FWT")}
         costs = {key: sum(row["costs"].get(key, 0) for row in rows) for key in COSTS}
         costs["peak_memory_bytes"] = max((row["costs"]["peak_memory_bytes"] for row in rows), default=0)
-        final = [value for value in matrices["nll"][-1] if value is not None] if rows else []
         return {
             "tasks": trained,
             "matrix": matrices["generated"],
             "matrices": matrices,
-            "metrics": by_matrix.get("generated", {}) | {"NLL": sum(final) / len(final) if final else None},
+            "metrics": by_matrix.get("generated", {}) | {"NLL": final_loss(matrices["nll"])},
             "metrics_by_matrix": by_matrix,
             "evaluation_only": {
                 "tasks": others,
@@ -357,8 +356,15 @@ def read_hashes(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _matrix(rows: list[dict], tasks: list[str], kind: str) -> list[list[float | None]]:
+def score_matrix(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], kind: str) -> list[list[float | None]]:
+    """One kind of score of each task (columns) in each row, given their scores.json; None where there is none."""
     return [[row["scores"].get(task, {}).get(kind) for task in tasks] for row in rows]
+
+
+def final_loss(losses: Sequence[Sequence[float | None]]) -> float | None:
+    """The mean held-out loss of the last row; None where nothing is scored."""
+    known = [value for value in losses[-1] if value is not None] if losses else []
+    return sum(known) / len(known) if known else None
 
 
 def _change(matrix: list[list[float | None]], tasks: list[str]) -> dict[str, float | None]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
-from retain.tasks.files import Row, show
+from retain.tasks.files import READERS, Row, show
 from retain.types import InputError
 
 NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*){0,2}(?::[\w-][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a source looks like the name of a data set on the Hub."""
-    return len(source) <= 200 and NAME.fullmatch(source) is not None
+    """Whether a source looks like the name of a data set on the Hub, and not like a file that is read here."""
+    return len(source) <= 200 and NAME.fullmatch(source) is not None and Path(source).suffix.lower() not in READERS
 
 
 def read_hub(source: str, split: str) -> list[Row]:

@@ -18,7 +18,7 @@ from retain.metrics import METRICS, metric_name
 from retain.reading import parse_json, read_bytes
 from retain.sections import TaskConfig
 from retain.tasks.builtin import BUILTIN
-from retain.tasks.files import READERS, Row, read_file, show, suggest
+from retain.tasks.files import Row, read_file, show, suggest
 from retain.tasks.formats import check_template, detect, frame_of, parse
 from retain.tasks.harness import load_harness_task
 from retain.tasks.hub import is_hub_name, read_hub
@@ -72,7 +72,7 @@ def read_source(source: str, split: str, base: Path, count: int | None, seed: in
         name = source.removeprefix(BUILTIN_PREFIX)
         return _read_builtin(name, split, count or BUILTIN_SIZES[split], seed), ()
     path = base / os.path.expanduser(source)
-    if not os.path.exists(path) and Path(source).suffix.lower() not in READERS and is_hub_name(source):
+    if not os.path.exists(path) and is_hub_name(source):
         return read_hub(source, split), ()
     rows, labels = read_file(path), path.parent / "labels.json"
     return rows, read_labels(labels) if labels.is_file() else ()
